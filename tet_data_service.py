@@ -136,7 +136,7 @@ PAUSE_MOST_SECONDS = 7 * 24 * 3600.0
 SYMBOL_CHECK_MS = HOUR_MS
 STORE_SECONDS = 5.0
 STORE_BACKOFF_MOST_SECONDS = 30.0
-STOP_SECONDS = 4.0
+STOP_SECONDS = 3.0  # and up to a tick until the main thread looks
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 15.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
@@ -614,9 +614,15 @@ def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[st
             if binding.key in found:
                 warnings.append(f"{origin}: {binding.key} is set again; this line counts")
             found[binding.key] = Setting(binding.value, origin)
-    if _readable_by_others(path) and any(o.secret and o.name in found for o in OPTIONS):
+    secrets = (found[option.name].text for option in OPTIONS if option.secret and option.name in found)
+    if _readable_by_others(path) and any(map(_is_given, secrets)):
         warnings.append(f"{path} holds a secret and others may read it; mend with: chmod 600 {path}")
     return found, problems, warnings
+
+
+def _is_given(secret: str) -> bool:
+    """Whether a secret is one, not empty and no placeholder."""
+    return bool(secret.strip()) and not _PLACEHOLDER.fullmatch(secret.strip())
 
 
 def _readable_by_others(path: Path) -> bool:
@@ -668,7 +674,7 @@ def _pick(
     )
     for setting in candidates:
         text = setting.text.strip()
-        if text and not (option.secret and _PLACEHOLDER.fullmatch(text)):
+        if _is_given(text) if option.secret else text:
             return Setting(text, setting.origin)
     return None
 
@@ -2024,8 +2030,17 @@ class Service:
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
         self._patiently("redis", self._store.ping)
+        redis_address = _without_password(self._config.redis_addr)
+        say(logging.INFO, "redis answers", address=redis_address, db=self._config.redis_db)
         self._honour_pause()
         self._patiently("binance", self._sync_clock)
+        skew_seconds = round(self._metrics.skew_ms / SECOND_MS, 3)
+        say(
+            logging.INFO,
+            "binance answers",
+            url=self._config.binance_base_url,
+            clock_ahead_seconds=skew_seconds,
+        )
         self._patiently("binance", self._check_symbols)
         self._check_keys()
         self._resume()
@@ -2043,7 +2058,6 @@ class Service:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
         delay = 1.0
         while True:
-            started = self._clock.monotonic()
             try:
                 act()
             except (ExchangeError, StoreError) as error:
@@ -2054,7 +2068,6 @@ class Service:
                 self._write_status("starting")
             else:
                 self._metrics.waiting_for = ""
-                say(logging.DEBUG, f"{whom} answers", ms=_ms_since(started, self._clock.monotonic()))
                 return
             self._clock.sleep(max(delay, self._store.retry_seconds if whom == "redis" else 0))
             delay = min(STORE_BACKOFF_MOST_SECONDS, delay * 2)

