@@ -1231,9 +1231,9 @@ class _Connection(socketserver.StreamRequestHandler):
         if reply.fault == "dribble":
             self._send(head)
             for byte in body:
-                self._send(bytes([byte]))
                 if not self._wait(faults.dribble_seconds):
                     return False
+                self._send(bytes([byte]))
             return True
         self._send(head + body)
         return True

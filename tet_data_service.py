@@ -66,10 +66,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import click
 
@@ -139,6 +139,7 @@ STORE_BACKOFF_MOST_SECONDS = 30.0
 STOP_SECONDS = 3.0  # and up to a tick until the main thread looks
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 15.0
+SAVE_AGAIN_SECONDS = 10.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
 
 STATUS_KEY = "tet:system:status"
@@ -337,6 +338,10 @@ class Option:
     switch: bool = False
 
 
+class Refusal(ValueError):
+    """A setting's value is not allowed, for a reason fit to be shown: Python's own may quote a password."""
+
+
 def _whole(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
@@ -380,10 +385,13 @@ def _listed(text: str) -> list[str]:
 
 def _timeframes(text: str) -> tuple[Timeframe, ...]:
     names = _listed(text)
-    unknown = [name for name in names if name not in TIMEFRAMES]
-    if unknown or not names:
-        near = difflib.get_close_matches(unknown[0], TIMEFRAMES, 1, 0.4) if unknown else []
-        raise ValueError(f"no timeframe {unknown[0]!r}; is {near[0]} meant?" if near else "")
+    for name in names:
+        if name not in TIMEFRAMES:
+            near = [known for known in TIMEFRAMES if known.lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, TIMEFRAMES, 1, 0.4)
+            raise Refusal(f"no timeframe {name!r}" + (f"; is {near[0]} meant?" if near else ""))
+    if not names:
+        raise ValueError
     return tuple(TIMEFRAMES[name] for name in names)
 
 
@@ -394,43 +402,58 @@ def _symbols(text: str) -> tuple[str, ...]:
     names = [re.sub(r"[_-]", "/", name.upper()) for name in _listed(text)]
     wrong = [name for name in _listed(text) if not _SYMBOL.fullmatch(name)]
     if wrong or not names:
-        raise ValueError(f"not a pair: {', '.join(wrong)}" if wrong else "")
+        raise Refusal(f"not a pair: {', '.join(wrong)}" if wrong else "no pair")
     return tuple(dict.fromkeys(names))
 
 
-def _base_url(text: str) -> str:
+def _address(text: str) -> SplitResult:
+    """The parts of a URL whose host and port can be."""
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    host, port = parts.hostname or "", parts.port
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or port == 0 or re.search(r"[\s\x00-\x1f]", text):
         raise ValueError
-    if parts.username or parts.password:
-        raise ValueError("a user name or password in it")
-    _ = parts.port  # raises ValueError for a port that cannot be
+    return parts
+
+
+def _base_url(text: str) -> str:
+    parts = _address(text)
+    if parts.username is not None or parts.password is not None:
+        raise Refusal("a user name or password in it")
+    if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise ValueError
     return text.rstrip("/")
 
 
+_REDIS_QUERY = re.compile(r"((db|ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&]*(&|$))*")
+
+
 def _redis_address(text: str) -> str:
-    if text == "embedded":
-        raise ValueError("this version carries no Redis server of its own yet")
+    if text.lower() == "embedded":
+        raise Refusal("this version carries no Redis server of its own yet")
     if "://" not in text:
-        parts = urlsplit(f"redis://{text}")
-        if not parts.hostname or parts.path or parts.username or parts.password:
+        parts = _address(f"redis://{text}")
+        if parts.path or parts.query or parts.fragment or "@" in text:
             raise ValueError
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return f"redis://{host}:{parts.port or 6379}"
+        return f"redis://{_host_and_port(str(parts.hostname), parts.port or 6379)}"
     parts = urlsplit(text)
-    if parts.scheme == "unix" and parts.path:
+    if not _REDIS_QUERY.fullmatch(parts.query) or parts.fragment:
+        raise Refusal("after the ? may stand db, ssl_ca_certs, ssl_certfile, ssl_keyfile; no password")
+    if parts.scheme == "unix" and parts.path and not parts.hostname and not re.search(r"\s", text):
         return text
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+    if parts.scheme not in ("redis", "rediss") or not re.fullmatch(r"(/[0-9]*)?", _address(text).path):
         raise ValueError
-    _ = parts.port
     return text
 
 
 def _listen_address(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname or parts.port is None or parts.path:
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}", text):
         raise ValueError
-    return parts.hostname, parts.port
+    parts = _address(f"//{text}")
+    return str(parts.hostname), int(parts.port or 0)
+
+
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 _PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
@@ -563,7 +586,8 @@ class Config:
     def secrets(self) -> tuple[str, ...]:
         """Every text that must never be shown, the longest first."""
         found = {self.binance_api_key, self.binance_secret_key, self.redis_password}
-        found.add(urlsplit(self.redis_addr).password)
+        in_url = urlsplit(self.redis_addr).password or ""
+        found |= {in_url, unquote(in_url)}
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
 
 
@@ -614,8 +638,8 @@ def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[st
             if binding.key in found:
                 warnings.append(f"{origin}: {binding.key} is set again; this line counts")
             found[binding.key] = Setting(binding.value, origin)
-    secrets = (found[option.name].text for option in OPTIONS if option.secret and option.name in found)
-    if _readable_by_others(path) and any(map(_is_given, secrets)):
+    secret = any(_is_given(found[o.name].text) for o in OPTIONS if o.secret and o.name in found)
+    if (secret or "@" in found.get("REDIS_ADDR", ("",))[0]) and _readable_by_others(path):
         warnings.append(f"{path} holds a secret and others may read it; mend with: chmod 600 {path}")
     return found, problems, warnings
 
@@ -682,9 +706,7 @@ def _pick(
 def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
     origin, text = (setting.origin, setting.text) if setting else ("default", "")
     found = "a value that cannot be shown" if option.secret else repr(_without_password(text))
-    detail = str(error)
-    # int() and float() speak of literals; what a person can use is in `allowed`.
-    note = f" ({detail})" if detail and "literal" not in detail and "convert" not in detail else ""
+    note = f" ({error})" if isinstance(error, Refusal) else ""
     return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
 
 
@@ -754,7 +776,8 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
 
 
 def _without_password(address: str) -> str:
-    return re.sub(r"^([a-z]+://)?([^:@/]*):.+@", r"\1\2:***@", address)
+    """The address with everything masked that may be a password, however odd it looks."""
+    return re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", address, flags=re.DOTALL)
 
 
 def shown(name: str, config: Config) -> str:
@@ -763,7 +786,7 @@ def shown(name: str, config: Config) -> str:
     if any(option.name == name and option.secret for option in OPTIONS):
         return "not set" if value is None else "***"
     if name == "HTTP_ADDR" and value:
-        return f"{value[0]}:{value[1]}"
+        return _host_and_port(*value)
     if name == "TIMEFRAME":
         return ",".join(timeframe.name for timeframe in value)
     if isinstance(value, tuple):
@@ -777,10 +800,9 @@ def config_table(resolved: Resolved) -> str:
     """The effective configuration as a table of name, value and origin, 80 columns wide."""
     lines = []
     for option in OPTIONS:
-        value = shown(option.name, resolved.config)
-        wrapped = textwrap.wrap(value.replace(",", ", "), 34, break_long_words=False) or [""]
-        lines.append(f"{option.name:<25} {wrapped[0]:<34} {resolved.origins[option.name]}".rstrip())
-        lines += [f"{'':<25} {rest}" for rest in wrapped[1:]]
+        value = shown(option.name, resolved.config).replace(",", ", ")
+        cells = ([option.name], textwrap.wrap(value, 30), textwrap.wrap(resolved.origins[option.name], 23))
+        lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
 
 
@@ -1161,7 +1183,8 @@ class WeightBudget:
     def _turn(self, now_ms: int) -> None:
         minute = self._minute_of(now_ms)
         if minute > self._minute:
-            self._minute, self.used = minute, 0
+            self.used = 0
+        self._minute = minute  # also back, when the clock was corrected: then what was used still counts
 
     @staticmethod
     def _minute_of(at_ms: int) -> int:
@@ -1585,7 +1608,7 @@ class Binance:
     ) -> Answer:
         """Ask for candles that open from ``first_ms`` on, up to ``last_ms`` or the forming one.
 
-        With ``some`` the exchange is known to have one there, and an empty reply is a bad one.
+        With ``some`` there must be one, and an empty reply is a bad one.
         """
         params = {"symbol": symbol, "interval": timeframe.name, "startTime": first_ms, "limit": limit}
         if last_ms is not None:
@@ -1595,7 +1618,7 @@ class Binance:
             newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS if last_ms is None else last_ms
             candles = parse_klines(reply.body, timeframe, first_ms, newest_ms, limit)
             if some and not candles:
-                raise BadReply("the klines reply lacks candles that were there before")
+                raise BadReply("the klines reply has no candle where there must be some")
             return Answer(candles, self._clock.at(reply.sent))
 
         return self._get(f"{self.market.prefix}/klines", params, self.market.klines_weight(limit), parse)
@@ -1800,7 +1823,7 @@ STORE_REMEDIES = (
 
 
 class Store:
-    """Keeps values in Redis. Plain commands only: GET, SET, TYPE, PTTL, PING, PUBLISH, MULTI and EXEC.
+    """Keeps values in Redis. Plain commands only: PING, GET, SET, EXISTS, TYPE, PTTL, PUBLISH, MULTI, EXEC.
 
     All methods raise StoreError. After a failed connection the next one waits, doubling to half a
     minute; until then every call fails at once, so that workers do not queue up for time-outs.
@@ -1879,10 +1902,17 @@ class Store:
 
         self._call(act)
 
-    def save_status(self, status: Mapping[str, object]) -> None:
-        """Write the status key."""
+    def save_status(self, status: Mapping[str, object]) -> bool:
+        """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
         text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
-        self._call(lambda: self._client.set(STATUS_KEY, text, ex=self._config.status_ttl))
+
+        def act() -> bool:
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.exists(STATUS_KEY)
+                pipe.set(STATUS_KEY, text, ex=self._config.status_ttl)
+                return bool(pipe.execute()[0])
+
+        return self._call(act)
 
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
@@ -2008,6 +2038,7 @@ class Service:
         self._running: set[Future[None]] = set()
         self._metrics = Metrics(started=clock.monotonic())
         self._lean = False
+        self._save_again_at = 0.0  # monotonic
         binance.on_pause = self._keep_pause
 
     def run(self) -> int:
@@ -2238,21 +2269,18 @@ class Service:
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(now_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
         first_ms = first_open_to_ask(series, keep, self._config.incremental_candles, now_ms)
+        first_page = True  # holds a candle that was there before, or the window's first ones
         while True:
             now_open_ms = timeframe.floor(self._clock.now_ms())
             limit = min(self._binance.market.page_rows, timeframe.count(first_ms, now_open_ms) + 1)
-            held = bool(series) and first_ms <= series.opens[-1]
-            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=held)
+            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=first_page)
             candles = self._fill_gaps(feed, series, answer.candles, first_ms)
-            series = absorb(series, candles, answer.asked_ms, keep)
-            if not series:
-                raise TransientError("Binance has no candle of it in this time")
-            feed.series = series
+            feed.series = series = absorb(series, candles, answer.asked_ms, keep)
             next_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
             if len(answer.candles) < limit and self._is_end(feed, next_ms, now_open_ms):
                 feed.unsaved, feed.settled = True, is_settled(series, self._clock.now_ms())
                 return
-            first_ms = next_ms
+            first_ms, first_page = next_ms, False
 
     def _fill_gaps(self, feed: Feed, series: Series, candles: list[Candle], first_ms: int) -> list[Candle]:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
@@ -2349,14 +2377,21 @@ class Service:
             weight=f"{budget.used}/{budget.limit}",
             next=iso_time(metrics.next_cycle_ms) if metrics.next_cycle_ms and not self._once else "none",
         )
-        if metrics.duration_seconds > self._config.max_update_time and metrics.cycles > 1:
-            limit = self._config.max_update_time
-            say(logging.WARNING, "cycle slower than MAX_UPDATE_TIME", limit_seconds=limit)
-        if feeds and metrics.failed_updates / len(feeds) > self._config.max_failure_rate:
-            rate = round(metrics.failed_updates / len(feeds), 3)
-            say(logging.WARNING, "failures above MAX_FAILURE_RATE", rate=rate)
+        metrics.warnings = tuple(self._out_of_bounds(len(feeds)))
+        for warning in metrics.warnings:
+            say(logging.WARNING, warning)
         self._mind_memory()
         self._write_status("running")
+
+    def _out_of_bounds(self, updates: int) -> Iterator[str]:
+        """What the last cycle, of so many updates, says against the configured bounds."""
+        metrics, config = self._metrics, self._config
+        if metrics.duration_seconds > config.max_update_time and metrics.cycles > 1:
+            seconds = round(metrics.duration_seconds, 1)
+            yield f"a cycle took {seconds} s, more than MAX_UPDATE_TIME {config.max_update_time} s"
+        if updates and metrics.failed_updates / updates > config.max_failure_rate:
+            share = f"{metrics.failed_updates} of {updates} updates failed"
+            yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
 
     def _mind_memory(self) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
@@ -2382,7 +2417,7 @@ class Service:
         while (left_ms := until_ms - self._clock.now_ms()) > 0:
             self._clock.sleep(min(TICK_SECONDS, left_ms / SECOND_MS))
             self._tick()
-            if self._store.away_reason and not self._store.retry_seconds:
+            if self._clock.monotonic() >= self._save_again_at and not self._store.retry_seconds:
                 self._quietly(self._save_unsaved)
 
     def _tick(self) -> None:
@@ -2392,15 +2427,17 @@ class Service:
             self._write_status("running")
 
     def _save_unsaved(self) -> None:
-        """Redis may be back: write what could not be written."""
-        started = self._clock.monotonic()
-        self._store.ping()
-        unsaved = [feed for feed in self._feeds.values() if feed.unsaved]
+        """Write what Redis did not take or has lost, without waiting for the next cycle."""
+        unsaved = self._without_foreign([feed for feed in self._feeds.values() if feed.unsaved])
+        if not unsaved:
+            return
+        self._save_again_at = self._clock.monotonic() + SAVE_AGAIN_SECONDS
         for feed in unsaved:
             self._clock.check()
             self._save(feed)
             feed.failure = ""
-        say(logging.INFO, "redis is back", saved=len(unsaved), ms=_ms_since(started, self._clock.monotonic()))
+        self._save_again_at = 0.0
+        say(logging.INFO, "redis takes data again", saved=len(unsaved))
         self._write_status("running")
 
     def _look_at_symbols(self) -> None:
@@ -2440,11 +2477,19 @@ class Service:
         say(logging.INFO, "stopped")
 
     def _write_status(self, state: str) -> None:
-        self._metrics.status_at = self._clock.monotonic()
-        status = self._status(
-            "paused" if state == "running" and self._binance.gates.paused_until_ms else state
-        )
-        self._quietly(lambda: self._store.save_status(status))
+        """Write the status; where the last one is gone, all else is, and has to be written again."""
+        metrics, paused = self._metrics, state == "running" and self._binance.gates.paused_until_ms
+        metrics.status_at = self._clock.monotonic()
+        try:
+            existed = self._store.save_status(self._status("paused" if paused else state))
+        except StoreError as error:
+            say(logging.DEBUG, "put off", what="status", reason=str(error))
+            return
+        if not existed and metrics.status_written and self._config.status_ttl > 4 * STATUS_SECONDS:
+            say(logging.WARNING, "redis has lost what was stored; writing it again")
+            for feed in self._feeds.values():
+                feed.unsaved = feed.unsaved or feed.series is not None
+        metrics.status_written = True
 
     def _status(self, state: str) -> dict[str, object]:
         """The object under ``tet:system:status``."""
@@ -2479,6 +2524,7 @@ class Service:
             "clock_skew_ms": round(metrics.skew_ms),
             "invalid_symbols": self._invalid,
             "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.failure},
+            "warnings": list(metrics.warnings),
             "unsaved": sum(feed.unsaved for feed in feeds),
             "memory_mb": round(memory, 1) if memory is not None else None,
         }
@@ -2499,7 +2545,9 @@ class Metrics:
     next_cycle_ms: int = 0
     skew_ms: float = 0.0
     waiting_for: str = ""
+    warnings: tuple[str, ...] = ()
     status_at: float = 0.0  # monotonic
+    status_written: bool = False
 
 
 def _ms_since(started: float, now: float) -> float:
@@ -2646,13 +2694,14 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(OPTIONS):
         if option.flag:
             default = f" [{option.default}]" if option.default and len(option.default) < 30 else ""
+            # A switch may stand alone, or take a word: --public=false undoes the file's true.
+            switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.switch else {}
             command = click.option(
                 option.flag,
                 option.name,
                 metavar="[BOOL]" if option.switch else "TEXT",
-                is_flag=False,
-                flag_value="true" if option.switch else None,
                 help=f"{option.help}{default}",
+                **switch,
             )(command)
     return command
 
