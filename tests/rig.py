@@ -7,9 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,25 @@ def clean_environment(**given: str) -> dict[str, str]:
         name: text for name, text in os.environ.items() if name not in names and "proxy" not in name.lower()
     }
     return kept | given
+
+
+def in_background(act: Callable[[], object]) -> threading.Thread:
+    """Let a thread do that until it ends or is stopped."""
+
+    def run() -> None:
+        with suppress(tet.Stopped):
+            act()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def run_cycles(service: tet.Service) -> None:
+    """The running service's loop, until it is stopped."""
+    while True:
+        service.cycle()
+        service._idle_until(min(feed.due_ms for feed in service._feeds.values()))
 
 
 def unused_port() -> int:

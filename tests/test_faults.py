@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from rig import DAY, HOUR, MINUTE, NOON_MS, FastClock, eventually, expected_candles, started, stored
+from rig import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOON_MS,
+    FastClock,
+    eventually,
+    expected_candles,
+    in_background,
+    run_cycles,
+    started,
+    stored,
+)
 
 import tet_data_service as tet
 from simulated_binance import ALL_FAULTS, DEFAULT_PAIRS, Market, SimulatedClock
@@ -55,18 +66,6 @@ class Witness:
             assert after["candle_count"] >= before["candle_count"]
             for name in ("last_candle_time", "data_end", "last_update", "data_start"):
                 assert after[name] >= before[name]
-
-
-def in_background(act):
-    """Let a thread do that until it ends or is stopped."""
-
-    def run():
-        with suppress(tet.Stopped):
-            act()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
 
 
 def patient(exchange, redis_url, **given):
@@ -170,10 +169,10 @@ def test_a_low_budget_is_used_and_never_overdrawn(exchange, redis_url, reader):
     """With 28 pairs and a small budget the fill takes minutes, without one 429, using what there is."""
     names = [*DEFAULT_PAIRS, "AAA/USDT", "BBB/USDT", "CCC/USDT"][:28]
     exchange.market = Market.random_walk(names)
-    exchange.clock = SimulatedClock(NOON_MS, speed=12)
+    exchange.clock = SimulatedClock(NOON_MS, speed=20)
     exchange.weight_limit = 120
-    given = {"SYMBOLS": ",".join(names), "DATA_DAYS": 30, "API_REQUESTS_PER_SEC": 15}
-    with started(exchange, redis_url, FastClock(12), **given) as rig:
+    given = {"SYMBOLS": ",".join(names), "DATA_DAYS": 60, "API_REQUESTS_PER_SEC": 15}
+    with started(exchange, redis_url, FastClock(20), **given) as rig:
         rig.refresh()
     assert exchange.refused_429 == 0
     assert len(reader.keys("tet:kline:*")) == 28
@@ -336,13 +335,6 @@ def test_a_local_clock_that_steps_back_stops_nothing(exchange, redis_url, reader
         runner.join()
     assert exchange.asked("time")
     assert stored(reader, "1m:BTC_USDT")["data_age_seconds"] < 60
-
-
-def run_cycles(service):
-    """The running service's loop, until it is stopped."""
-    while True:
-        service.cycle()
-        service._idle_until(min(feed.due_ms for feed in service._feeds.values()))
 
 
 # Symbols

