@@ -26,6 +26,9 @@ check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+soak: $(READY) ## Run 1,000 cycles with time passing quickly (CYCLES=n), print what the process holds
+	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000)
+
 run: $(READY) ## Run the service with config.txt
 	$(BIN)/python tet_data_service.py --config=config.txt
 
@@ -33,4 +36,4 @@ clean: ## Remove what was made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup test check run clean
+.PHONY: help dev-setup test check soak run clean

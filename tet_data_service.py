@@ -1332,8 +1332,7 @@ class Clock:
         """Seconds that only ever grow, for measuring."""
         return time.monotonic()
 
-    @staticmethod
-    def _local_ms() -> float:
+    def _local_ms(self) -> float:
         return time.time() * SECOND_MS
 
     def now_ms(self) -> int:
@@ -2047,8 +2046,7 @@ class Service:
             self.start()
             self.cycle(first=True)
             while not self._once:
-                self._idle_until(min((feed.due_ms for feed in self._feeds.values()), default=None))
-                self._look_at_symbols()
+                self.idle()
                 self.cycle()
             return self._verdict()
         except Stopped:
@@ -2411,14 +2409,17 @@ class Service:
 
     # Between cycles
 
-    def _idle_until(self, due_ms: int | None) -> None:
-        """Wait for the next cycle (for the next look at the symbols when there is none)."""
-        until_ms = self._symbols_checked_ms + SYMBOL_CHECK_MS if due_ms is None else due_ms
-        while (left_ms := until_ms - self._clock.now_ms()) > 0:
+    def idle(self) -> None:
+        """Wait until a feed is due (or the symbols, when there is no feed), doing what comes up meanwhile."""
+        next_look_ms = self._symbols_checked_ms + SYMBOL_CHECK_MS
+        due_ms = min((feed.due_ms for feed in self._feeds.values()), default=next_look_ms)
+        while (left_ms := due_ms - self._clock.now_ms()) > 0:
             self._clock.sleep(min(TICK_SECONDS, left_ms / SECOND_MS))
             self._tick()
             if self._clock.monotonic() >= self._save_again_at and not self._store.retry_seconds:
                 self._quietly(self._save_unsaved)
+        if self._clock.now_ms() >= next_look_ms:
+            self._quietly(self._check_symbols)
 
     def _tick(self) -> None:
         """What cannot wait for the cycle's end: a stop, and a status that shows life and pauses."""
@@ -2439,10 +2440,6 @@ class Service:
         self._save_again_at = 0.0
         say(logging.INFO, "redis takes data again", saved=len(unsaved))
         self._write_status("running")
-
-    def _look_at_symbols(self) -> None:
-        if self._clock.now_ms() - self._symbols_checked_ms >= SYMBOL_CHECK_MS:
-            self._quietly(self._check_symbols)
 
     def _quietly(self, act: Callable[[], None]) -> None:
         """Do what may fail without harm, since it is done again."""

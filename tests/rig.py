@@ -71,11 +71,16 @@ class FastClock(tet.Clock):
 
     def __init__(self, speed: float) -> None:
         self._speed = speed
+        self._began = super().monotonic()
         super().__init__()
 
     def monotonic(self) -> float:
         """Monotonic seconds, sped up."""
         return super().monotonic() * self._speed
+
+    def _local_ms(self) -> float:
+        """The local clock, which runs as fast."""
+        return super()._local_ms() + (super().monotonic() - self._began) * (self._speed - 1) * 1000
 
     def sleep(self, seconds: float) -> None:
         """Wait that many of the sped-up seconds."""
@@ -124,6 +129,31 @@ def run_program(*arguments: str, timeout: float = 60, **environment: str) -> sub
     )
 
 
+class Running:
+    """The program in the background; its log is in ``log``."""
+
+    def __init__(self, tmp_path: Path, *arguments: str, **environment: str) -> None:
+        self.log = tmp_path / "log.txt"
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), *arguments],
+                stdout=stream,
+                stderr=stream,
+                env=clean_environment(**environment),
+            )
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def says(self, text: str) -> bool:
+        """Whether the log has that text by now."""
+        return text in self.log.read_text()
+
+
 def clean_environment(**given: str) -> dict[str, str]:
     """This environment without the program's settings and without proxies, and with what is given."""
     names = {option.name for option in tet.OPTIONS}
@@ -149,7 +179,7 @@ def run_cycles(service: tet.Service) -> None:
     """The running service's loop, until it is stopped."""
     while True:
         service.cycle()
-        service._idle_until(min(feed.due_ms for feed in service._feeds.values()))
+        service.idle()
 
 
 def unused_port() -> int:

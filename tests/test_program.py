@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import redis
-from rig import PROGRAM, clean_environment, eventually, expected_candles, run_program, stored
+from rig import Running, eventually, expected_candles, run_program, stored
 
 import tet_data_service as tet
 
@@ -21,31 +18,6 @@ SHORT = ("--public", "--days=2", "--requests-per-sec=100")
 def once(exchange, redis_url, *more):
     """One cycle of the program against these servers."""
     return run_program(f"--base-url={exchange.url}", f"--redis={redis_url}", "--once", *SHORT, *more)
-
-
-class Running:
-    """The program in the background; its log is in ``log``."""
-
-    def __init__(self, tmp_path: Path, *arguments: str, **environment: str) -> None:
-        self.log = tmp_path / "log.txt"
-        with self.log.open("w") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *arguments],
-                stdout=stream,
-                stderr=stream,
-                env=clean_environment(**environment),
-            )
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def says(self, text: str) -> bool:
-        """Whether the log has that text by now."""
-        return text in self.log.read_text()
 
 
 # Once

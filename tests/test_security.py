@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from rig import PROGRAM, run_program, settings
+from rig import PROGRAM, Running, eventually, run_program, settings
 
 import tet_data_service as tet
 
@@ -125,10 +125,9 @@ def test_a_traceback_has_no_secret_in_it():
 
 def test_the_process_list_shows_no_secret_of_ours(exchange, redis_url, tmp_path):
     """Secrets from the environment or the file do not get into the command line of the process."""
-    from test_program import Running
-
     environment = {"BINANCE_API_KEY": SECRETS[0], "BINANCE_SECRET_KEY": SECRETS[1]}
     with Running(tmp_path, f"--base-url={exchange.url}", f"--redis={redis_url}", **environment) as running:
+        eventually(lambda: running.says("redis answers"))
         line = Path(f"/proc/{running.process.pid}/cmdline").read_text()
     assert line
     assert not [text for text in SECRETS if text in line]

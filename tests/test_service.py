@@ -292,7 +292,7 @@ def test_a_symbol_that_returns_is_taken_up_again(exchange, redis_url, reader):
         exchange.market.symbols["ETHUSDT"].status = "TRADING"
         exchange.clock.advance(HOUR + 1)
         rig.binance.sync_clock()
-        rig.service._look_at_symbols()
+        rig.service.idle()
         rig.refresh()
     assert stored(reader, "15m:ETH_USDT")["candle_count"] == 192
 

@@ -64,7 +64,7 @@ def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
     assert "is Redis running there? (REDIS_ADDR)" in rig.feeds[0].failure
     fetched = len(exchange.asked())
     with rig, own_server(tmp_path, port) as (_, client):
-        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        in_background(rig.service.idle)
         eventually(lambda: client.exists(KEY))
         assert len(exchange.asked()) == fetched
         assert stored(client)["last_candle_time"] == "2026-01-15T13:00:00Z"
@@ -95,7 +95,7 @@ def test_a_redis_that_lost_everything_gets_it_again(exchange, redis_url, reader)
         before = stored(reader)["candles"]
         fetched = len(exchange.asked())
         reader.flushall()
-        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        in_background(rig.service.idle)
         eventually(lambda: reader.exists(KEY, "tet:kline:15m:ETH_USDT") == 2)
         rig.clock.stop()
     assert stored(reader)["candles"] == before
@@ -118,7 +118,7 @@ def test_a_full_redis_keeps_the_old_value_and_gets_the_new_one_later(exchange, t
         assert "raise Redis' maxmemory" in rig.feeds[0].failure
         assert client.get(KEY) == before
         client.config_set("maxmemory", "0")
-        in_background(lambda: rig.service._idle_until(rig.clock.now_ms() + 60_000))
+        in_background(rig.service.idle)
         eventually(lambda: client.get(KEY) != before)
         rig.clock.stop()
         assert is_true(exchange, stored(client))
