@@ -30,6 +30,9 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:pause``
     Only while the exchange wants silence (a rate limit or a ban): until when, and why.
 
+``tet:system:health``
+    For a second, while ``--health-check`` sees whether Redis takes writes.
+
 Each write is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
 ``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
 
@@ -47,11 +50,13 @@ import ipaddress
 import json
 import logging
 import logging.handlers
+import math
 import os
 import queue
 import random
 import re
 import signal
+import socket
 import stat
 import sys
 import textwrap
@@ -66,7 +71,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice, pairwise, zip_longest
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate, islice, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
@@ -139,11 +145,15 @@ STORE_BACKOFF_MOST_SECONDS = 30.0
 STOP_SECONDS = 3.0  # and up to a tick until the main thread looks
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 15.0
+SILENT_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
+HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
 SAVE_AGAIN_SECONDS = 10.0
+WATCH_SECONDS = 2.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
 
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
+HEALTH_KEY = "tet:system:health"
 UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -533,8 +543,14 @@ OPTIONS = (
     Option("LOG_FORMAT", "--log-format", "text", _one_of("text", "json"), "text or json",
            "text for people, json for programs."),
     Option("LOG_FILE", "--log-file", None, _text, "a file's path", "Log to this file, not to stderr."),
-    Option("HTTP_ADDR", "--http", None, _listen_address, "host:port",
-           "Reserved for /health and /metrics; this version checks it and serves nothing there."),
+    Option("LOG_MAX_MB", None, "10", _whole(1, 10_000), "whole megabytes, 1 to 10000",
+           "Size at which the log file is set aside and begun anew."),
+    Option("LOG_BACKUPS", None, "5", _whole(0, 100), "a whole number, 0 to 100",
+           "Log files set aside to keep."),
+    Option("HTTP_ADDR", "--http", None, _listen_address, "host:port, such as 127.0.0.1:8080",
+           "Serve /health and /metrics (Prometheus) there; off by default."),
+    Option("METRICS_PER_SYMBOL", None, "false", _truth, _TRUE_FALSE,
+           "Let /metrics have the data's age for each symbol."),
 )  # fmt: skip
 
 
@@ -575,7 +591,10 @@ class Config:
     log_level: str
     log_format: str
     log_file: str | None
+    log_max_mb: int
+    log_backups: int
     http_addr: tuple[str, int] | None
+    metrics_per_symbol: bool
 
     @property
     def has_keys(self) -> bool:
@@ -744,11 +763,14 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
 def _keeps_secrets(base_url: str) -> bool:
     """Whether a request there stays unread on its way: TLS, or this machine itself."""
     parts = urlsplit(base_url)
+    return parts.scheme == "https" or _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        loopback = ipaddress.ip_address(parts.hostname or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = parts.hostname == "localhost"
-    return parts.scheme == "https" or loopback
+        return host == "localhost"
 
 
 def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
@@ -770,8 +792,8 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
             f"KLINE_TTL {config.kline_ttl} s is below MAX_DATA_AGE {config.max_data_age} s: candles may "
             "expire between two updates"
         )
-    if config.http_addr:
-        cautions.append("HTTP_ADDR is set, but this version serves nothing there yet")
+    if config.http_addr and not _is_loopback(config.http_addr[0]):
+        cautions.append("HTTP_ADDR is not on loopback: anybody who reaches it reads health and metrics")
     return cautions
 
 
@@ -936,6 +958,10 @@ class Series:
             return self.timeframe.close_of(newest_ms)
         return self.timeframe.close_of(self.opens[-2]) if len(self) > 1 else newest_ms
 
+    def stored_count(self, closed_only: bool) -> int:
+        """How many of the candles may be stored: all, or those that are final."""
+        return self.index(self.final_end_ms) if closed_only else len(self)
+
     @property
     def size_bytes(self) -> int:
         """The memory it takes, near enough."""
@@ -1035,6 +1061,13 @@ def missing_opens(series: Series, candles: Sequence[Candle], first_ms: int) -> l
     ]
 
 
+def completeness(series: Series, wanted: int, closed_only: bool) -> float:
+    """The share of the ``wanted`` candles that a stored value has, at most 1."""
+    end = series.stored_count(closed_only)
+    start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
+    return min(1.0, (end - start) / wanted)
+
+
 def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) -> bytes:
     """The JSON object stored under ``tet:kline:…``, see the module's docstring.
 
@@ -1042,7 +1075,7 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
     to store, which with ``closed_only`` is so until the first one has closed.
     """
     end_ms = series.final_end_ms
-    end = series.index(end_ms) if closed_only else len(series)
+    end = series.stored_count(closed_only)
     if end == 0:
         raise StoredValueError("no closed candle yet")
     start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
@@ -1051,7 +1084,7 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
         "last_update": iso_time(now_ms),
         "data_start": iso_time(series.opens[start]),
         "data_end": iso_time(end_ms),
-        "data_completeness": min(1.0, (end - start) / wanted),
+        "data_completeness": completeness(series, wanted, closed_only),
         "candle_count": end - start,
         "timeframe": series.timeframe.name,
         "data_age_seconds": max(0, now_ms // SECOND_MS - end_ms // SECOND_MS),
@@ -1093,6 +1126,34 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         written_ms = min(parse_iso_time(stored.get("last_update")), now_ms)
         return Stored(Series(timeframe).merge(checked, final, wanted), written_ms)
     except (ValueError, RecursionError, OverflowError) as error:
+        raise StoredValueError(str(error)) from error
+
+
+#: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
+TAIL_BYTES = 1200
+_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*})$')
+
+
+class Summary(NamedTuple):
+    """What the end of a stored value tells: its last close (decimal text), and its fields."""
+
+    last_price: str
+    fields: Mapping[str, Any]
+    updated_ms: int
+
+
+def parse_tail(tail: bytes) -> Summary:
+    """Read a stored value's last `TAIL_BYTES`, so that a glance at 500 pairs need not read 200 MB.
+
+    Raises StoredValueError when it is not the end of a value of this service.
+    """
+    try:
+        match = _TAIL.search(tail.decode(errors="replace"))
+        if match is None:
+            raise ValueError("not the end of a stored value")
+        fields = decode_json("{" + match[2])
+        return Summary(match[1], fields, parse_iso_time(fields["last_update"]))
+    except (ValueError, KeyError) as error:
         raise StoredValueError(str(error)) from error
 
 
@@ -1562,13 +1623,16 @@ class Binance:
     """Reads one market of Binance. Every request passes the gates; threads may share it.
 
     All methods raise TransientError after the last attempt, SymbolError, RefusedError or Stopped.
-    ``on_pause`` is called with the seconds and the reason when the exchange asks for silence.
+    ``on_pause`` is called with the seconds and the reason when the exchange asks for silence,
+    ``on_request`` after each request with the HTTP status (or "no answer") and how many seconds it took.
     """
 
     def __init__(self, config: Config, clock: Clock, http: httpx.Client) -> None:
         self.market = MARKETS[config.binance_market]
         self.gates = Gates(clock, config.api_requests_per_sec, self.market.weight_limit)
         self.on_pause: Callable[[float, str], None] = lambda seconds, reason: None
+        self.on_request: Callable[[str, float], None] = lambda status, seconds: None
+        self.attempts = ATTEMPTS
         self.requests = 0
         self.errors: Counter[str] = Counter()
         self._config = config
@@ -1635,15 +1699,15 @@ class Binance:
         parse: Callable[[Reply], T],
         signed: bool = False,
     ) -> T:
-        """Ask, check and parse, up to `ATTEMPTS` times; a pause in between is waited out at the gates."""
-        for attempt in range(1, ATTEMPTS + 1):
+        """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gates."""
+        for attempt in range(1, self.attempts + 1):
             self.gates.enter(weight)
             try:
                 return parse(self._ask(path, params, signed))
             except TransientError as error:
                 say(logging.DEBUG, "request failed", path=path, attempt=attempt, reason=str(error))
                 self.errors[type(error).__name__] += 1
-                if attempt == ATTEMPTS:
+                if attempt == self.attempts:
                     raise
                 if not isinstance(error, PauseError):
                     self._clock.sleep(backoff_seconds(attempt, random.random()))
@@ -1652,9 +1716,10 @@ class Binance:
     def _ask(self, path: str, params: Mapping[str, object], signed: bool) -> Reply:
         """Send one request that has passed the gates: a good reply, or the fitting error."""
         self.requests += 1
-        came_through = False
+        came_through, status, began = False, "no answer", self._clock.monotonic()
         try:
             reply = self._send(*self._signed(path, params) if signed else (self._url(path, params), {}))
+            status = str(reply.status)
             used = reply.headers.get("x-mbx-used-weight-1m", "")
             if re.fullmatch("[0-9]{1,9}", used):
                 self.gates.budget.learn(int(used), self._clock.at(reply.sent), self._clock.now_ms())
@@ -1664,6 +1729,7 @@ class Binance:
             came_through = True
         finally:
             self.gates.leave(came_through)
+            self.on_request(status, self._clock.monotonic() - began)
         if reply.status != 200:
             raise _error_of(reply)
         return reply
@@ -1822,8 +1888,9 @@ STORE_REMEDIES = (
 
 
 class Store:
-    """Keeps values in Redis. Plain commands only: PING, GET, SET, EXISTS, TYPE, PTTL, PUBLISH, MULTI, EXEC.
+    """Keeps values in Redis.
 
+    Plain commands only: PING, GET, GETRANGE, SET, EXISTS, TYPE, PTTL, PUBLISH, MULTI, EXEC.
     All methods raise StoreError. After a failed connection the next one waits, doubling to half a
     minute; until then every call fails at once, so that workers do not queue up for time-outs.
     """
@@ -1913,6 +1980,34 @@ class Store:
 
         return self._call(act)
 
+    def load_status(self) -> tuple[dict[str, Any], float] | None:
+        """The status, and how many seconds ago it was written; None when there is none.
+
+        Its age is told by its expiry, so that nobody's clock matters.
+        """
+        text = self._call(lambda: self._client.get(STATUS_KEY))
+        left_ms = self._call(lambda: self._client.pttl(STATUS_KEY))
+        try:
+            status = _parse_object(text if isinstance(text, bytes) else b"")
+            return status, max(0.0, float(status["ttl_seconds"]) - int(str(left_ms)) / SECOND_MS)
+        except (BadReply, KeyError, TypeError, ValueError):
+            return None
+
+    def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[bytes | Exception]:
+        """The last `TAIL_BYTES` of each value, empty where there is none; one round trip."""
+
+        def act() -> list[bytes | Exception]:
+            with self._client.pipeline(transaction=False) as pipe:
+                for pair, timeframe in feeds:
+                    pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
+                return list(pipe.execute(raise_on_error=False))
+
+        return self._call(act)
+
+    def try_write(self) -> None:
+        """See whether Redis takes writes, with a key that is gone a second later."""
+        self._call(lambda: self._client.set(HEALTH_KEY, "written by a health check", px=1000))
+
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
         base_url = self._config.binance_base_url
@@ -1984,6 +2079,7 @@ class Feed:
     announced_end_ms: int = 0  # the end of the newest closed candle that readers know of
     due_ms: int = 0
     silent_from_ms: int = 0  # from here to now the exchange had nothing, asked twice
+    completeness: float = 0.0
     unsaved: bool = False
     looked_up: bool = False  # whether what Redis holds was read back
     failure: str = ""
@@ -2035,14 +2131,17 @@ class Service:
         self._invalid: dict[str, str] = {}
         self._symbols_checked_ms = 0
         self._running: set[Future[None]] = set()
-        self._metrics = Metrics(started=clock.monotonic())
+        self._figures = Figures(started=clock.monotonic())
         self._lean = False
         self._save_again_at = 0.0  # monotonic
+        self._exporter = Exporter(self, config)
         binance.on_pause = self._keep_pause
+        binance.on_request = self._note_request
 
     def run(self) -> int:
         """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
         try:
+            self._exporter.start()
             self.start()
             self.cycle(first=True)
             while not self._once:
@@ -2063,7 +2162,7 @@ class Service:
         say(logging.INFO, "redis answers", address=redis_address, db=self._config.redis_db)
         self._honour_pause()
         self._patiently("binance", self._sync_clock)
-        skew_seconds = round(self._metrics.skew_ms / SECOND_MS, 3)
+        skew_seconds = round(self._figures.skew_ms / SECOND_MS, 3)
         say(
             logging.INFO,
             "binance answers",
@@ -2087,16 +2186,17 @@ class Service:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
         delay = 1.0
         while True:
+            self._figures.beat_at = self._clock.monotonic()
             try:
                 act()
             except (ExchangeError, StoreError) as error:
                 if self._once:
                     raise
                 say(logging.WARNING, f"waiting for {whom}", retry_seconds=delay, reason=str(error))
-                self._metrics.waiting_for = f"{whom}: {error}"
+                self._figures.waiting_for = f"{whom}: {error}"
                 self._write_status("starting")
             else:
-                self._metrics.waiting_for = ""
+                self._figures.waiting_for = ""
                 return
             self._clock.sleep(max(delay, self._store.retry_seconds if whom == "redis" else 0))
             delay = min(STORE_BACKOFF_MOST_SECONDS, delay * 2)
@@ -2116,12 +2216,12 @@ class Service:
         skew_ms = self._binance.sync_clock()
         if (
             abs(skew_ms) > SKEW_WORTH_SAYING_MS
-            and abs(skew_ms - self._metrics.skew_ms) > SKEW_WORTH_SAYING_MS
+            and abs(skew_ms - self._figures.skew_ms) > SKEW_WORTH_SAYING_MS
         ):
             word = "ahead of" if skew_ms > 0 else "behind"
             text = f"the local clock is {word} the exchange's, which counts"
             say(logging.WARNING, text, seconds=round(abs(skew_ms) / SECOND_MS, 1))
-        self._metrics.skew_ms = skew_ms
+        self._figures.skew_ms = skew_ms
 
     def _check_symbols(self) -> None:
         """Ask which symbols trade; set the others aside, take back those that returned."""
@@ -2141,27 +2241,10 @@ class Service:
         self._symbols_checked_ms = self._clock.now_ms()
 
     def _check_keys(self) -> None:
-        """See whether the keys work and may no more than read. Candles are public: no key is no end."""
-        if not self._config.has_keys:
-            return
-        try:
-            rights = self._binance.key_rights()
-        except RefusedError as error:
-            say(
-                logging.ERROR,
-                "binance rejects the API key; going on, since candles are public",
-                reason=str(error),
-            )
-            return
-        except ExchangeError as error:
-            say(logging.WARNING, "the API key could not be verified", reason=str(error))
-            return
-        excess = [name for name in TRADING_RIGHTS if rights.get(name) is True]
-        if excess:
-            text = "the API key may do more than read; make one that may not trade or withdraw"
-            say(logging.WARNING, text, rights=",".join(excess))
-        else:
-            say(logging.INFO, "the API key is valid and may only read")
+        """Say whether the keys work. Candles are public, so a bad key is a loud warning and no end."""
+        if self._config.has_keys:
+            check = check_keys(self._binance)
+            say(logging.INFO if check.ok else logging.ERROR, check.found)
 
     def _resume(self) -> None:
         """Read back what Redis holds."""
@@ -2202,9 +2285,9 @@ class Service:
 
     def cycle(self, first: bool = False) -> None:
         """Update the feeds that are due, the stalest first; ask again for those that lag behind a close."""
-        metrics, started = self._metrics, self._clock.monotonic()
+        figures, started = self._figures, self._clock.monotonic()
         started_ms, requests = self._clock.now_ms(), self._binance.requests
-        if self._clock.is_doubtful() or metrics.failed_updates:
+        if self._clock.is_doubtful() or figures.failed_updates:
             self._quietly(self._sync_clock)
         feeds = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
         feeds.sort(key=lambda feed: feed.updated_ms)
@@ -2219,11 +2302,14 @@ class Service:
             self._clock.sleep(delay)
             lagging = self._work_through(lagging, lambda count: None)
         self._drop_invalid()
-        metrics.duration_seconds = self._clock.monotonic() - started
-        metrics.failed_updates = sum(1 for feed in feeds if feed.failure)
-        metrics.successful_updates = len(feeds) - metrics.failed_updates
-        metrics.cycles += 1
-        metrics.last_full_scan_ms = self._clock.now_ms()
+        figures.duration_seconds = self._clock.monotonic() - started
+        figures.failed_updates = sum(1 for feed in feeds if feed.failure)
+        figures.successful_updates = len(feeds) - figures.failed_updates
+        figures.cycles += 1
+        figures.updates_failed += figures.failed_updates
+        figures.updates_written += figures.successful_updates
+        self._exporter.observe("cycle", figures.duration_seconds)
+        figures.last_full_scan_ms = self._clock.now_ms()
         self._schedule(feeds, started_ms)
         self._report(feeds, self._binance.requests - requests)
 
@@ -2273,6 +2359,7 @@ class Service:
             limit = min(self._binance.market.page_rows, timeframe.count(first_ms, now_open_ms) + 1)
             answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=first_page)
             candles = self._fill_gaps(feed, series, answer.candles, first_ms)
+            self._figures.candles_received += len(candles)
             feed.series = series = absorb(series, candles, answer.asked_ms, keep)
             next_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
             if len(answer.candles) < limit and self._is_end(feed, next_ms, now_open_ms):
@@ -2311,13 +2398,26 @@ class Service:
         announcement = {
             "symbol": feed.pair.name,
             "timeframe": feed.timeframe.name,
-            "last_candle_time": iso_time(series.opens[-1]),
+            "last_candle_time": iso_time(series.opens[series.stored_count(self._config.closed_only) - 1]),
             "candle_closed": series.final_end_ms > feed.announced_end_ms > 0,
         }
         self._store.save(feed.timeframe, feed.pair, value, now_ms, announcement)
+        if series.final_end_ms == feed.timeframe.close_of(feed.announced_end_ms):
+            self._note_close((self._clock.now_ms() - series.final_end_ms) / SECOND_MS)
         feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, now_ms, series.final_end_ms
+        feed.completeness = completeness(series, self._wanted(feed), self._config.closed_only)
         if self._lean:
             feed.series, feed.looked_up = None, False
+
+    def _note_close(self, seconds: float) -> None:
+        """Count a candle that closed while the service was there to see it."""
+        self._figures.candles_closed += 1
+        self._figures.close_delays.add(seconds, self._clock.now_ms())
+        self._exporter.observe("candle_delay", seconds)
+
+    def _note_request(self, status: str, seconds: float) -> None:
+        self._figures.requests_by_status[status] += 1
+        self._exporter.observe("request", seconds)
 
     def _without_foreign(self, feeds: list[Feed]) -> list[Feed]:
         """The feeds whose keys are ours to write. The others fail: nobody's data is written over."""
@@ -2345,19 +2445,19 @@ class Service:
 
     def _schedule(self, feeds: list[Feed], started_ms: int) -> None:
         """Adapt the interval to how the cycle went, and set when its feeds are due again."""
-        metrics, hour = self._metrics, started_ms // HOUR_MS % 24
+        figures, hour = self._figures, started_ms // HOUR_MS % 24
         if feeds:
-            rate = metrics.failed_updates / len(feeds)
+            rate = figures.failed_updates / len(feeds)
             self._error_factor = self._policy.next_error_factor(self._error_factor, rate)
-        metrics.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
-        metrics.interval_reason = self._policy.reason(hour, self._error_factor)
+        figures.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
+        figures.interval_reason = self._policy.reason(hour, self._error_factor)
         for feed in feeds:
-            feed.due_ms = next_due_ms(started_ms, metrics.interval_seconds, feed.timeframe)
-        metrics.next_cycle_ms = min((feed.due_ms for feed in self._feeds.values()), default=0)
+            feed.due_ms = next_due_ms(started_ms, figures.interval_seconds, feed.timeframe)
+        figures.next_cycle_ms = min((feed.due_ms for feed in self._feeds.values()), default=0)
 
     def _report(self, feeds: list[Feed], requests: int) -> None:
         """One line for the cycle, one for each reason of failure, and what is out of bounds."""
-        metrics, budget = self._metrics, self._binance.gates.budget
+        figures, budget = self._figures, self._binance.gates.budget
         reasons: dict[str, list[str]] = {}
         for feed in feeds:
             if feed.failure:
@@ -2368,27 +2468,27 @@ class Service:
         say(
             logging.INFO,
             "cycle",
-            updated=metrics.successful_updates,
-            failed=metrics.failed_updates,
-            seconds=round(metrics.duration_seconds, 2),
+            updated=figures.successful_updates,
+            failed=figures.failed_updates,
+            seconds=round(figures.duration_seconds, 2),
             requests=requests,
             weight=f"{budget.used}/{budget.limit}",
-            next=iso_time(metrics.next_cycle_ms) if metrics.next_cycle_ms and not self._once else "none",
+            next=iso_time(figures.next_cycle_ms) if figures.next_cycle_ms and not self._once else "none",
         )
-        metrics.warnings = tuple(self._out_of_bounds(len(feeds)))
-        for warning in metrics.warnings:
+        figures.warnings = tuple(self._out_of_bounds(len(feeds)))
+        for warning in figures.warnings:
             say(logging.WARNING, warning)
         self._mind_memory()
         self._write_status("running")
 
     def _out_of_bounds(self, updates: int) -> Iterator[str]:
         """What the last cycle, of so many updates, says against the configured bounds."""
-        metrics, config = self._metrics, self._config
-        if metrics.duration_seconds > config.max_update_time and metrics.cycles > 1:
-            seconds = round(metrics.duration_seconds, 1)
+        figures, config = self._figures, self._config
+        if figures.duration_seconds > config.max_update_time and figures.cycles > 1:
+            seconds = round(figures.duration_seconds, 1)
             yield f"a cycle took {seconds} s, more than MAX_UPDATE_TIME {config.max_update_time} s"
-        if updates and metrics.failed_updates / updates > config.max_failure_rate:
-            share = f"{metrics.failed_updates} of {updates} updates failed"
+        if updates and figures.failed_updates / updates > config.max_failure_rate:
+            share = f"{figures.failed_updates} of {updates} updates failed"
             yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
 
     def _mind_memory(self) -> None:
@@ -2424,7 +2524,8 @@ class Service:
     def _tick(self) -> None:
         """What cannot wait for the cycle's end: a stop, and a status that shows life and pauses."""
         self._clock.check()
-        if self._clock.monotonic() - self._metrics.status_at >= STATUS_SECONDS:
+        self._figures.beat_at = self._clock.monotonic()
+        if self._clock.monotonic() - self._figures.status_at >= STATUS_SECONDS:
             self._write_status("running")
 
     def _save_unsaved(self) -> None:
@@ -2451,7 +2552,7 @@ class Service:
     def _keep_pause(self, seconds: float, reason: str) -> None:
         until_ms = self._binance.gates.paused_until_ms
         self._quietly(lambda: self._store.save_pause(until_ms, seconds, reason))
-        self._metrics.status_at = 0.0  # so that the next tick shows it
+        self._figures.status_at = 0.0  # so that the next tick shows it
 
     # End
 
@@ -2469,72 +2570,129 @@ class Service:
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
-        self._write_status("stopped")
+        self._write_status("finished" if self._once and self._figures.cycles else "stopped")
+        self._exporter.stop()
         self._store.close()
         say(logging.INFO, "stopped")
 
     def _write_status(self, state: str) -> None:
         """Write the status; where the last one is gone, all else is, and has to be written again."""
-        metrics, paused = self._metrics, state == "running" and self._binance.gates.paused_until_ms
-        metrics.status_at = self._clock.monotonic()
+        figures, paused = self._figures, state == "running" and self._binance.gates.paused_until_ms
+        figures.status_at = self._clock.monotonic()
         try:
-            existed = self._store.save_status(self._status("paused" if paused else state))
+            existed = self._store.save_status(self.status("paused" if paused else state))
         except StoreError as error:
             say(logging.DEBUG, "put off", what="status", reason=str(error))
             return
-        if not existed and metrics.status_written and self._config.status_ttl > 4 * STATUS_SECONDS:
+        if not existed and figures.status_written and self._config.status_ttl > 4 * STATUS_SECONDS:
             say(logging.WARNING, "redis has lost what was stored; writing it again")
             for feed in self._feeds.values():
                 feed.unsaved = feed.unsaved or feed.series is not None
-        metrics.status_written = True
+        figures.status_written = True
 
-    def _status(self, state: str) -> dict[str, object]:
-        """The object under ``tet:system:status``."""
-        metrics, gates, now_ms = self._metrics, self._binance.gates, self._clock.now_ms()
+    def status(self, state: str = "") -> dict[str, object]:
+        """The object under ``tet:system:status``; in the state that was written last unless one is given."""
+        figures, now_ms = self._figures, self._clock.now_ms()
         feeds = list(self._feeds.values())
-        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
         memory = resident_mb()
+        figures.state = state or figures.state
         return {
-            "state": state,
+            "state": figures.state,
             "version": __version__,
             "written": iso_time(now_ms),
-            "uptime_seconds": round(self._clock.monotonic() - metrics.started),
+            "ttl_seconds": self._config.status_ttl,
+            "uptime_seconds": round(self._clock.monotonic() - figures.started),
             "market": self._config.binance_market,
             "timeframes": [timeframe.name for timeframe in self._config.timeframe],
-            "last_full_scan": iso_time(metrics.last_full_scan_ms) if metrics.last_full_scan_ms else None,
+            "symbols": list(dict.fromkeys(feed.pair.name for feed in feeds)),
+            "last_full_scan": _iso_or_none(figures.last_full_scan_ms),
             "active_symbols": len({feed.pair for feed in feeds}),
-            "successful_updates": metrics.successful_updates,
-            "failed_updates": metrics.failed_updates,
-            "update_duration_seconds": round(metrics.duration_seconds, 3),
+            "successful_updates": figures.successful_updates,
+            "failed_updates": figures.failed_updates,
+            "update_duration_seconds": round(figures.duration_seconds, 3),
+            "update_interval_seconds": round(figures.interval_seconds, 1),
+            "update_interval_reason": figures.interval_reason,
+            "next_cycle": _iso_or_none(figures.next_cycle_ms),
+            "cycles": figures.cycles,
+            "updates_written": figures.updates_written,
+            "updates_failed": figures.updates_failed,
+            "candles_received": figures.candles_received,
+            "candles_closed": figures.candles_closed,
+            "waiting_for": figures.waiting_for or None,
+            "clock_skew_ms": round(figures.skew_ms),
+            "invalid_symbols": self._invalid,
+            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.failure},
+            "warnings": list(figures.warnings),
+            "close_to_redis_seconds": figures.close_delays.percentiles(now_ms),
+            "memory_mb": round(memory, 1) if memory is not None else None,
+            **self._freshness(feeds, now_ms),
+            **self._spent(),
+        }
+
+    def _freshness(self, feeds: Sequence[Feed], now_ms: int) -> dict[str, object]:
+        """How old the data is: the status' part that readers look at first."""
+        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
+        return {
             "data_freshness_avg": round(sum(ages) / len(ages), 1) if ages else None,
-            "update_interval_seconds": round(metrics.interval_seconds, 1),
-            "update_interval_reason": metrics.interval_reason,
-            "next_cycle": iso_time(metrics.next_cycle_ms) if metrics.next_cycle_ms else None,
-            "cycles": metrics.cycles,
-            "waiting_for": metrics.waiting_for or None,
-            "paused_until": iso_time(gates.paused_until_ms) if gates.paused_until_ms else None,
+            "data_freshness_max": round(max(ages), 1) if ages else None,
+            "never_updated": len(feeds) - len(ages),
+            "completeness_min": min((feed.completeness for feed in feeds if feed.updated_ms), default=None),
+            "unsaved": sum(feed.unsaved for feed in feeds),
+        }
+
+    def _spent(self) -> dict[str, object]:
+        """What was asked of the exchange, and its limits: the status' part about requests."""
+        gates, binance = self._binance.gates, self._binance
+        return {
+            "paused_until": _iso_or_none(gates.paused_until_ms),
             "pause_reason": gates.pause_reason or None,
             "used_weight": gates.budget.used,
             "weight_limit": gates.budget.limit,
-            "requests": self._binance.requests,
-            "request_errors": dict(self._binance.errors),
-            "clock_skew_ms": round(metrics.skew_ms),
-            "invalid_symbols": self._invalid,
-            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.failure},
-            "warnings": list(metrics.warnings),
-            "unsaved": sum(feed.unsaved for feed in feeds),
-            "memory_mb": round(memory, 1) if memory is not None else None,
+            "requests": binance.requests,
+            "requests_by_status": dict(self._figures.requests_by_status),
+            "request_errors": dict(binance.errors),
         }
+
+    def health(self) -> dict[str, object]:
+        """Whether the main loop lives and the data is fresh, with the reasons where not: for /health."""
+        figures, config, now_ms = self._figures, self._config, self._clock.now_ms()
+        feeds = list(self._feeds.values())
+        reasons = []
+        silent_seconds = self._clock.monotonic() - figures.beat_at
+        if not (live := silent_seconds < HEARTBEAT_SECONDS):
+            reasons.append(f"the main loop has been silent for {silent_seconds:.0f} s")
+        stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
+        if stale:
+            some = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
+            reasons.append(f"older than {config.max_data_age} s: {len(stale)} of {len(feeds)} ({some})")
+        reasons += [
+            text for text in (figures.waiting_for, self._binance.gates.pause_reason) if text and stale
+        ]
+        if not feeds:
+            reasons.append(figures.waiting_for or "no symbol to update")
+        return {"live": live, "ready": bool(feeds) and not stale, "reasons": reasons}
+
+    def ages(self) -> Iterator[tuple[str, str, float]]:
+        """Symbol, timeframe and seconds since the last good update, for those that had one."""
+        now_ms = self._clock.now_ms()
+        for feed in list(self._feeds.values()):
+            if feed.updated_ms:
+                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
 
 
 @dataclass
-class Metrics:
-    """What the status tells of the service's course. The counts of updates are those of the last cycle."""
+class Figures:
+    """What the status tells of the service's course. ``…_updates`` count the last cycle, the others all."""
 
     started: float  # monotonic
+    state: str = "starting"
     cycles: int = 0
     successful_updates: int = 0
     failed_updates: int = 0
+    updates_written: int = 0
+    updates_failed: int = 0
+    candles_received: int = 0
+    candles_closed: int = 0
     duration_seconds: float = 0.0
     last_full_scan_ms: int = 0
     interval_seconds: float = 0.0
@@ -2543,8 +2701,50 @@ class Metrics:
     skew_ms: float = 0.0
     waiting_for: str = ""
     warnings: tuple[str, ...] = ()
+    requests_by_status: Counter[str] = field(default_factory=Counter)
+    close_delays: DayOfDelays = field(default_factory=lambda: DayOfDelays())
+    beat_at: float = 0.0  # monotonic
     status_at: float = 0.0  # monotonic
     status_written: bool = False
+
+
+class DayOfDelays:
+    """Seconds from a candle's close to its being in Redis, over the last day, to a tenth of a second.
+
+    Counted by hour, so that it stays small however many candles close.
+    """
+
+    def __init__(self) -> None:
+        self._by_hour: dict[int, Counter[int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float, now_ms: int) -> None:
+        """Note one delay."""
+        hour = now_ms // HOUR_MS
+        with self._lock:
+            self._by_hour.setdefault(hour, Counter())[round(seconds * 10)] += 1
+            for old in [known for known in self._by_hour if known <= hour - 24]:
+                del self._by_hour[old]
+
+    def percentiles(self, now_ms: int) -> dict[str, float | int | None]:
+        """How many closes there were in the last day, and the p50, p95 and p99 of their delays in seconds."""
+        with self._lock:
+            hours = [counts for hour, counts in self._by_hour.items() if hour > now_ms // HOUR_MS - 24]
+            tenths = sum(hours, Counter())
+        ordered, total = sorted(tenths), tenths.total()
+        told: dict[str, float | int | None] = {"closes": total}
+        for share in (50, 95, 99):
+            # the smallest delay that so many percent of the closes do not exceed
+            within = accumulate(tenths[tenth] for tenth in ordered)
+            found = (
+                tenth for tenth, count in zip(ordered, within, strict=True) if count * 100 >= share * total
+            )
+            told[f"p{share}"] = next(found) / 10 if total else None
+        return told
+
+
+def _iso_or_none(at_ms: int) -> str | None:
+    return iso_time(at_ms) if at_ms else None
 
 
 def _ms_since(started: float, now: float) -> float:
@@ -2569,6 +2769,491 @@ def progress_bar(length: int, config: Config) -> Iterator[Callable[[int], None]]
         return
     with click.progressbar(length=length, label="Filling", file=sys.stderr, show_pos=True) as bar:
         yield bar.update
+
+
+# ------------------------------------------------------------------------------
+# Metrics and health over HTTP
+# ------------------------------------------------------------------------------
+
+#: Histograms: what is observed, its metric, its help and its buckets in seconds.
+HISTOGRAMS = {
+    "request": (
+        "tet_request_duration_seconds",
+        "Time a request to Binance took.",
+        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    ),
+    "cycle": (
+        "tet_cycle_duration_seconds",
+        "Time an update cycle took.",
+        (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    ),
+    "candle_delay": (
+        "tet_candle_delay_seconds",
+        "Time from a candle's close to its being in Redis.",
+        (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 30, 60),
+    ),
+}
+
+
+class Exporter:
+    """Serves ``/health`` and ``/metrics`` where HTTP_ADDR says, and does nothing without it.
+
+    ``/health`` is 200 when the main loop lives and the data is fresh, else 503, with the reasons as
+    JSON; ``/health/live`` and ``/health/ready`` are each half of it. A client is served on a thread of
+    its own, within `CLIENT_SECONDS`, and no more than `CLIENTS_MOST` at a time.
+    """
+
+    CLIENT_SECONDS = 5.0
+    CLIENTS_MOST = 16
+
+    def __init__(self, service: Service, config: Config) -> None:
+        self._service = service
+        self._config = config
+        self._server: ThreadingHTTPServer | None = None
+        self._histograms: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Listen, when HTTP_ADDR is set. Raises ConfigError when the address cannot be had."""
+        if not self._config.http_addr:
+            return
+        import prometheus_client as prometheus
+
+        self._registry = prometheus.CollectorRegistry()
+        self._registry.register(self)
+        self._histograms = {
+            name: prometheus.Histogram(metric, text, buckets=buckets, registry=self._registry)
+            for name, (metric, text, buckets) in HISTOGRAMS.items()
+        }
+        try:
+            self._server = _bounded_server(self._config.http_addr, self.CLIENTS_MOST, self._handler())
+        except OSError as error:
+            where = _host_and_port(*self._config.http_addr)
+            raise ConfigError([f"HTTP_ADDR {where} cannot be listened on: {error.strerror}"]) from error
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        address = _host_and_port(self._config.http_addr[0], self._server.server_port)
+        say(logging.INFO, "serving /health and /metrics", address=address)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Add to one of `HISTOGRAMS`."""
+        if histogram := self._histograms.get(name):
+            histogram.observe(seconds)
+
+    def collect(self) -> Iterator[Any]:
+        """The metrics that the status has already, for a scrape; prometheus_client calls this."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        status = self._service.status()
+        for name, text, value in _gauges(status, self._service.health()):
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value)
+        for name, text, label, counts in _counters(status):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for key, count in counts.items():
+                family.add_metric([key], count)
+            yield family
+        build = GaugeMetricFamily("tet_build_info", "The version that runs.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        if self._config.metrics_per_symbol:
+            ages = GaugeMetricFamily(
+                "tet_symbol_data_age_seconds",
+                "Time since the last good update.",
+                labels=["symbol", "timeframe"],
+            )
+            for symbol, timeframe, age in self._service.ages():
+                ages.add_metric([symbol, timeframe], age)
+            yield ages
+
+    def _answer(self, path: str) -> tuple[int, str, bytes] | None:
+        """Status, content type and body for a path; None for one that is not served."""
+        if path == "/metrics":
+            import prometheus_client as prometheus
+
+            return 200, prometheus.CONTENT_TYPE_LATEST, prometheus.generate_latest(self._registry)
+        health = self._service.health()
+        good = {
+            "/health": health["live"] and health["ready"],
+            "/health/live": health["live"],
+            "/health/ready": health["ready"],
+        }
+        if path not in good:
+            return None
+        return 200 if good[path] else 503, "application/json", json.dumps(health).encode()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        answer_to = self._answer
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = self.CLIENT_SECONDS
+            server_version = f"tet-data-service/{__version__}"
+            sys_version = ""
+
+            def do_GET(self) -> None:
+                answer = answer_to(urlsplit(self.path).path)
+                status, kind, body = answer or (404, "text/plain", b"/health, /metrics\n")
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing: who scrapes is no news."""
+
+        return Handler
+
+
+def _bounded_server(
+    address: tuple[str, int], clients_most: int, handler: type[BaseHTTPRequestHandler]
+) -> ThreadingHTTPServer:
+    """An HTTP server that turns clients away when it has so many, whatever those are doing."""
+    room = threading.BoundedSemaphore(clients_most)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if room.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            # A client that drips its request a byte at a time never meets the socket's time-out.
+            deadline = threading.Timer(Exporter.CLIENT_SECONDS, self.shutdown_request, (request,))
+            deadline.daemon = True
+            deadline.start()
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                deadline.cancel()
+                room.release()
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that goes away in the middle is no news."""
+
+    return Server(address, handler)
+
+
+def _gauges(status: Mapping[str, Any], health: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+    """Name, help and value of each gauge, from the status."""
+    yield "tet_live", "Whether the main loop beats.", float(health["live"])
+    yield "tet_ready", "Whether all data is fresh.", float(health["ready"])
+    yield "tet_active_symbols", "Symbols that are kept fresh.", status["active_symbols"]
+    yield "tet_invalid_symbols", "Symbols set aside.", len(status["invalid_symbols"])
+    yield (
+        "tet_failing_updates",
+        "Pairs and timeframes whose last update failed.",
+        len(status["failed_symbols"]),
+    )
+    yield "tet_unsaved_updates", "Pairs and timeframes that Redis did not take yet.", status["unsaved"]
+    yield "tet_update_interval_seconds", "The update interval in force.", status["update_interval_seconds"]
+    yield (
+        "tet_oldest_data_age_seconds",
+        "Longest time since a last good update.",
+        status["data_freshness_max"],
+    )
+    yield "tet_completeness_min_ratio", "Lowest data_completeness.", status["completeness_min"]
+    yield "tet_used_weight", "Request weight used in this minute.", status["used_weight"]
+    yield "tet_weight_limit", "Request weight allowed in a minute.", status["weight_limit"]
+    paused_ms = (
+        parse_iso_time(status["paused_until"]) - parse_iso_time(status["written"])
+        if status["paused_until"]
+        else 0
+    )
+    yield (
+        "tet_pause_seconds",
+        "What is left of a pause that Binance asked for.",
+        max(0, paused_ms / SECOND_MS),
+    )
+    yield (
+        "tet_clock_skew_seconds",
+        "Lead of the local clock over the exchange's.",
+        status["clock_skew_ms"] / 1e3,
+    )
+    memory_mb = status["memory_mb"]
+    yield "tet_memory_bytes", "Resident memory.", None if memory_mb is None else memory_mb * 1e6
+    yield "tet_threads", "Threads alive.", threading.active_count()
+    yield "tet_uptime_seconds", "Time since the start.", status["uptime_seconds"]
+    ended = status["last_full_scan"]
+    ended_seconds = parse_iso_time(ended) / SECOND_MS if ended else None
+    yield "tet_last_cycle_timestamp_seconds", "When the last cycle ended.", ended_seconds
+
+
+def _counters(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, int]]]:
+    """Name, help, label and counts by label value of each counter."""
+    written, failed = status["updates_written"], status["updates_failed"]
+    yield "tet_updates_total", "Updates.", "outcome", {"written": written, "failed": failed}
+    yield "tet_requests_total", "Requests to Binance.", "status", status["requests_by_status"]
+    yield "tet_request_errors_total", "Failed attempts.", "kind", status["request_errors"]
+    candles = {"received": status["candles_received"], "closed": status["candles_closed"]}
+    yield "tet_candles_total", "Candles received, and candles that closed.", "outcome", candles
+
+
+# ------------------------------------------------------------------------------
+# --status and --health-check
+# ------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What ``--status`` tells of one pair in one timeframe."""
+
+    symbol: str
+    timeframe: str
+    candles: int
+    completeness: float
+    newest: str
+    age_seconds: float | None
+    last_price: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``--status`` found in Redis: the service's own status, a row per pair, and what is not well."""
+
+    status: Mapping[str, Any]
+    silent_seconds: float | None
+    rows: Sequence[Row]
+    problems: Sequence[str]
+
+
+def read_report(config: Config, store: Store, local_ms: int) -> Report:
+    """Look at Redis alone. Ages are measured by exchange time where a status tells it, else by ``local_ms``.
+
+    Raises StoreError.
+    """
+    found = store.load_status()
+    status, silent_seconds = found or ({}, None)
+    now_ms = local_ms
+    if found and isinstance(status.get("written"), str):
+        now_ms = parse_iso_time(status["written"]) + round((silent_seconds or 0) * SECOND_MS)
+    names = status.get("symbols") or [name for name in config.symbols if "/" in name]
+    feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
+    failed = status.get("failed_symbols") or {}
+    rows = [
+        _row(pair, timeframe, tail, now_ms, config.max_data_age, failed)
+        for (pair, timeframe), tail in zip(feeds, store.load_tails(feeds), strict=True)
+    ]
+    return Report(status, silent_seconds, rows, list(_problems_in(status, silent_seconds, rows, config)))
+
+
+def _row(
+    pair: Pair,
+    timeframe: Timeframe,
+    tail: bytes | Exception,
+    now_ms: int,
+    max_age_seconds: int,
+    failed: Mapping[str, str],
+) -> Row:
+    try:
+        if isinstance(tail, Exception):
+            raise StoredValueError(str(tail))
+        summary = parse_tail(tail)
+    except StoredValueError:
+        state = "missing" if tail == b"" else "not ours"
+        return Row(pair.name, timeframe.name, 0, 0.0, "", None, "", state)
+    age_seconds = max(0, now_ms - summary.updated_ms) / SECOND_MS
+    told, name = summary.fields, f"{pair.name} {timeframe.name}"
+    state = "stale" if age_seconds > max_age_seconds else "failing" if name in failed else "fresh"
+    count, share, newest = told["candle_count"], told["data_completeness"], told["last_candle_time"]
+    return Row(pair.name, timeframe.name, count, share, newest, age_seconds, summary.last_price, state)
+
+
+def _problems_in(
+    status: Mapping[str, Any], silent_seconds: float | None, rows: Sequence[Row], config: Config
+) -> Iterator[str]:
+    if silent_seconds is None:
+        yield "no status in Redis: the service is not running, or uses another REDIS_ADDR or REDIS_DB"
+    elif status.get("state") == "stopped":
+        yield f"the service was stopped {ago(silent_seconds)} ago"
+    elif silent_seconds > SILENT_SECONDS and status.get("state") != "finished":
+        yield f"the service has been silent for {ago(silent_seconds)}"
+    for state, meaning in (("stale", f"older than {config.max_data_age} s"), ("missing", "missing")):
+        names = [row.symbol for row in rows if row.state == state]
+        if names:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            yield f"{len(names)} of {len(rows)} {meaning}: {some}"
+    for row in rows:
+        if row.state == "not ours":
+            yield f"{row.symbol} {row.timeframe}: the value is damaged or another program's"
+    if not rows:
+        yield "there is no symbol to look at"
+
+
+def ago(seconds: float) -> str:
+    """A time span for people: ``42 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if whole >= 3600:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if whole >= 120 else f"{whole} s"
+
+
+def report_text(report: Report) -> str:
+    """The report as text of 80 columns: what is not well, the service, and a table per timeframe."""
+    lines = [*_header_lines(report.status, report.silent_seconds)]
+    for problem in report.problems:
+        lines += textwrap.wrap(f"! {problem}", 80, subsequent_indent="  ")
+    for name in dict.fromkeys(row.timeframe for row in report.rows):
+        lines += ["", f"{name:<15} CANDLES COMPLETE  NEWEST (UTC)       AGE     LAST PRICE STATE"]
+        lines += [_row_line(row) for row in report.rows if row.timeframe == name]
+    return "\n".join(lines)
+
+
+def _row_line(row: Row) -> str:
+    age = "" if row.age_seconds is None else ago(row.age_seconds)
+    newest = row.newest[5:16].replace("T", " ")
+    share = math.floor(row.completeness * 10_000) / 100  # so that 100 % means whole
+    return (
+        f"{row.symbol:<14.14} {row.candles:>8} {share:>7.2f}%  {newest:<12} {age:>10} "
+        f"{row.last_price:>14.14} {row.state}"
+    )
+
+
+def _header_lines(status: Mapping[str, Any], silent_seconds: float | None) -> Iterator[str]:
+    """What the status key says, in sentences; nothing when there is none."""
+    if silent_seconds is None:
+        return
+    told: Callable[[str], Any] = status.get
+    yield (
+        f"tet-data-service {told('version')}: {told('state')}, up {ago(told('uptime_seconds') or 0)}, "
+        f"status of {ago(silent_seconds)} ago"
+    )
+    yield from textwrap.wrap(
+        f"interval {told('update_interval_seconds')} s ({told('update_interval_reason')}), "
+        f"next cycle {told('next_cycle') or 'not planned'}",
+        80,
+    )
+    yield (
+        f"weight {told('used_weight')} of {told('weight_limit')}, requests {told('requests')}, "
+        f"failed attempts {sum((told('request_errors') or {}).values())}, memory {told('memory_mb')} MB"
+    )
+    delays = told("close_to_redis_seconds") or {}
+    if delays.get("closes"):
+        shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
+        yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
+    if told("paused_until"):
+        yield from textwrap.wrap(f"paused until {told('paused_until')}: {told('pause_reason')}", 80)
+    if told("waiting_for"):
+        yield from textwrap.wrap(f"waiting for {told('waiting_for')}", 80)
+    for title, entries in (("set aside", told("invalid_symbols")), ("failed", told("failed_symbols"))):
+        for name, reason in (entries or {}).items():
+            yield from textwrap.wrap(f"{title}: {name}: {reason}", 80, subsequent_indent="  ")
+
+
+def report_json(report: Report) -> str:
+    """The report as one JSON object."""
+    rows = [row._asdict() for row in report.rows]
+    told = {"healthy": not report.problems, "problems": list(report.problems)}
+    told |= {"silent_seconds": report.silent_seconds, "status": dict(report.status) or None, "data": rows}
+    return json.dumps(told, indent=2, ensure_ascii=False)
+
+
+def show_status(config: Config, store: Store, *, as_json: bool) -> int:
+    """``--status``: print the report; 0 when all is well, else 1."""
+    try:
+        report = read_report(config, store, int(time.time() * SECOND_MS))
+    except StoreError as error:
+        report = Report({}, None, [], [str(error)])
+    click.echo(report_json(report) if as_json else report_text(report))
+    return EXIT_FAILED if report.problems else EXIT_OK
+
+
+class Check(NamedTuple):
+    """One line of ``--health-check``: what was looked at, whether it is well, and what was found."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def check_health(config: Config, clock: Clock, binance: Binance, store: Store) -> Iterator[Check]:
+    """Look at Redis, Binance, the keys, the symbols and the data's age; costs 22 of the exchange's weight."""
+    store_check = _check_store(store)
+    yield store_check
+    pause = store.load_pause() if store_check.ok else None
+    if pause:
+        yield Check("binance", False, f"not asked: a pause of {ago(pause[0])} more is on: {pause[1]}")
+    else:
+        yield from _check_binance(config, clock, binance)
+    if store_check.ok:
+        report = read_report(config, store, clock.now_ms())
+        ages = [row.age_seconds for row in report.rows if row.age_seconds is not None]
+        found = "; ".join(report.problems) or f"oldest update {ago(max(ages))} ago"
+        yield Check("data", not report.problems, found)
+
+
+def _check_store(store: Store) -> Check:
+    try:
+        store.ping()
+        store.try_write()
+    except StoreError as error:
+        return Check("redis", False, str(error))
+    return Check("redis", True, "answers and takes writes")
+
+
+def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[Check]:
+    try:
+        began = clock.monotonic()
+        skew_ms = binance.sync_clock()
+        latency_ms = round((clock.monotonic() - began) * SECOND_MS)
+        info = binance.exchange_info()
+        budget = binance.gates.budget
+        found = f"answers in {latency_ms} ms, weight {budget.used} of {budget.limit}"
+        yield Check("binance", True, found)
+        skew = f"the local clock is {skew_ms / SECOND_MS:+.1f} s against the exchange's"
+        yield Check("clock", abs(skew_ms) <= SKEW_WORTH_SAYING_MS, skew)
+        pairs, aside = resolve_symbols(config.symbols, info.listings)
+        reasons = "".join(f"; {name}: {reason}" for name, reason in aside.items())
+        yield Check("symbols", bool(pairs) and not aside, f"{len(pairs)} trade{reasons}")
+    except ExchangeError as error:
+        yield Check("binance", False, str(error))
+        return
+    if config.has_keys:
+        yield check_keys(binance)
+
+
+def check_keys(binance: Binance) -> Check:
+    """Whether the API key works and may no more than read. Makes one signed call."""
+    try:
+        rights = binance.key_rights()
+    except RefusedError as error:
+        return Check("keys", False, f"binance rejects the API key: {error}")
+    except ExchangeError as error:
+        return Check("keys", False, f"the API key could not be verified: {error}")
+    excess = [name for name in TRADING_RIGHTS if rights.get(name) is True]
+    if excess:
+        advice = "make one that may not trade or withdraw"
+        return Check("keys", False, f"the API key may do more than read; {advice}: {', '.join(excess)}")
+    return Check("keys", True, "the API key is valid and may only read")
+
+
+def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *, as_json: bool) -> int:
+    """``--health-check``: print a line for each check as it is done; 0 when all is well, else 1."""
+    binance.attempts = 1
+    checks = []
+    for check in check_health(config, clock, binance, store):
+        checks.append(check)
+        if not as_json:
+            wrapped = textwrap.wrap(check.found, 66)
+            click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<8} {wrapped[0]}")
+            for line in wrapped[1:]:
+                click.echo(f"{'':<13} {line}")
+    healthy = all(check.ok for check in checks)
+    if as_json:
+        told = {"healthy": healthy, "checks": [check._asdict() for check in checks]}
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    return EXIT_OK if healthy else EXIT_FAILED
 
 
 # ------------------------------------------------------------------------------
@@ -2617,11 +3302,33 @@ def _as_word(value: object) -> str:
     return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
 
 
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is set aside when it is full. When it cannot be written, stderr hears of it, once."""
+
+    _said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; what cannot be written goes to stderr instead."""
+        self._failed = False
+        super().emit(record)
+        self._said = self._said and self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Go on: a full disk must not stop the service."""
+        self._failed = True
+        if not self._said:
+            self._said = True
+            error = sys.exc_info()[1]
+            print(f"LOG_FILE {self.baseFilename} cannot be written ({error}); logging here", file=sys.stderr)
+        print(self.format(record), file=sys.stderr)
+
+
 def start_logging(config: Config) -> None:
-    """Send the program's events to stderr, or to the log file, in the style asked for."""
+    """Send the program's events to stderr, or to the log file, in the style asked for. Raises OSError."""
     handler: logging.Handler = logging.StreamHandler()
     if config.log_file:
-        handler = logging.handlers.WatchedFileHandler(config.log_file, encoding="utf-8")
+        size = config.log_max_mb * 1_000_000
+        handler = LogFile(config.log_file, maxBytes=size, backupCount=config.log_backups, encoding="utf-8")
     handler.setFormatter(LogFormatter(config.log_format, config.secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -2664,17 +3371,32 @@ def serve(config: Config, *, once: bool) -> int:
     """Run the service with these settings; returns the exit code."""
     clock = Clock()
     stop_on_signals(clock)
-    names = [option.name for option in OPTIONS]
     say(logging.INFO, "tet-data-service", version=__version__)
-    say(logging.INFO, "settings", **{name.lower(): shown(name, config) for name in names})
+    say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
     with connect_http(config) as http:
-        binance = Binance(config, clock, http)
         store = Store(config, clock, connect_redis(config))
         try:
-            return Service(config, clock, binance, store, once=once).run()
-        except TetError as error:
+            return Service(config, clock, Binance(config, clock, http), store, once=once).run()
+        except ConfigError as error:
             say(logging.ERROR, "cannot start", reason=str(error))
+            return EXIT_USAGE
+        except TetError as error:
+            say(logging.ERROR, "cannot go on", reason=str(error))
             return EXIT_FAILED
+
+
+def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
+    """``--status`` or ``--health-check``; returns the exit code."""
+    clock = Clock()
+    store = Store(config, clock, connect_redis(config))
+    if what == "health":
+        with connect_http(config) as http:
+            return show_health(config, clock, Binance(config, clock, http), store, as_json=as_json)
+    while watch:
+        click.clear()
+        show_status(config, store, as_json=as_json)
+        time.sleep(WATCH_SECONDS)
+    return show_status(config, store, as_json=as_json)
 
 
 def _end_process(code: int) -> NoReturn:
@@ -2712,9 +3434,23 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--config", "config_file", metavar="FILE", help="Config file [config.txt, else .env].")
 @_with_options
 @click.option("--once", is_flag=True, help="Update everything once and end: 0 if all went well, else 1.")
+@click.option("--status", "look_at", flag_value="status", help="Show what Redis holds and how fresh: 0 or 1.")
+@click.option(
+    "--health-check", "look_at", flag_value="health", help="Check Redis, Binance, keys, data: 0 or 1."
+)
 @click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
+@click.option("--json", "as_json", is_flag=True, help="With --status or --health-check: as JSON.")
+@click.option("--watch", is_flag=True, help="With --status: again and again, until Ctrl-C.")
 @click.version_option(__version__, message="tet-data-service %(version)s")
-def main(config_file: str | None, once: bool, check_config: bool, **flags: str | None) -> None:
+def main(
+    config_file: str | None,
+    once: bool,
+    look_at: str | None,
+    check_config: bool,
+    as_json: bool,
+    watch: bool,
+    **flags: str | None,
+) -> None:
     """Keep the last 30 days of Binance candles fresh in Redis.
 
     \b
@@ -2722,7 +3458,10 @@ def main(config_file: str | None, once: bool, check_config: bool, **flags: str |
       tet-data-service --public                          25 pairs, local Redis, no keys
       tet-data-service --config=config.txt               as config.txt says
       tet-data-service --public --once --symbols=BTC/USDT --timeframe=15m,1h
+      tet-data-service --public --status --watch         what is there, and how fresh
     """
+    if (as_json and not look_at) or (watch and look_at != "status"):
+        raise click.UsageError("--json goes with --status or --health-check, --watch with --status")
     given = {name: text for name, text in flags.items() if text is not None}
     try:
         resolved = resolve_config(given, os.environ, find_config_file(config_file))
@@ -2736,6 +3475,8 @@ def main(config_file: str | None, once: bool, check_config: bool, **flags: str |
         for warning in resolved.warnings:
             click.echo(f"warning: {warning}", err=True)
         sys.exit(EXIT_OK)
+    if look_at:
+        sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
     try:
         start_logging(resolved.config)
     except OSError as error:

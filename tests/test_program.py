@@ -153,7 +153,7 @@ def test_a_key_that_may_do_more_is_warned_about(exchange, redis_url, right):
     exchange.permissions[right] = True
     done = with_keys(exchange, redis_url)
     assert done.returncode == 0
-    assert f"may do more than read; make one that may not trade or withdraw rights={right}" in done.stderr
+    assert f"may do more than read; make one that may not trade or withdraw: {right}" in done.stderr
 
 
 @pytest.mark.parametrize(("key", "secret"), [("wrong-key", "sim-secret"), ("sim-key", "wrong-secret")])
