@@ -67,7 +67,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -127,6 +127,7 @@ BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MOST_SECONDS = 8.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
+SLOW_TIME_SECONDS = 1.0
 REPLY_SECONDS = 20.0
 REPLY_MOST_BYTES = 16 * 1024 * 1024
 WEIGHT_SHARE = 0.9  # of the exchange's limit, the rest is slack for what we cannot see coming
@@ -142,18 +143,22 @@ PAUSE_MOST_SECONDS = 7 * 24 * 3600.0
 SYMBOL_CHECK_MS = HOUR_MS
 STORE_SECONDS = 5.0
 STORE_BACKOFF_MOST_SECONDS = 30.0
-STOP_SECONDS = 3.0  # and up to a tick until the main thread looks
+STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
+STOP_MOST_SECONDS = 4.5
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 15.0
 SILENT_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
 HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
 SAVE_AGAIN_SECONDS = 10.0
+REASONS_MOST = 10  # of failures, logged for each cycle
 WATCH_SECONDS = 2.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
 
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
+SYSTEM_KEYS = (STATUS_KEY, PAUSE_KEY)
+OUR_KINDS = ("string", "none")  # what TYPE says of a key that is ours to write
 UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -962,11 +967,6 @@ class Series:
         """How many of the candles may be stored: all, or those that are final."""
         return self.index(self.final_end_ms) if closed_only else len(self)
 
-    @property
-    def size_bytes(self) -> int:
-        """The memory it takes, near enough."""
-        return len(self.body) + len(self) * (self.opens.itemsize + self.lengths.itemsize) + 500
-
     def index(self, open_ms: int) -> int:
         """Where the candle that opens then stands, or would stand."""
         return bisect_left(self.opens, open_ms)
@@ -1040,6 +1040,18 @@ def absorb(series: Series, candles: Sequence[Candle], asked_ms: int, keep: int) 
 def is_settled(series: Series, now_ms: int) -> bool:
     """Whether the newest candle is either still forming or final: nothing to ask for again."""
     return series.newest_is_final or now_ms < series.timeframe.close_of(series.opens[-1])
+
+
+def contradicts(series: Series, candles: Sequence[Candle]) -> bool:
+    """Whether a reply has another value for a candle that is held as final: then it is another market's.
+
+    (Or was corrected since, which is rare enough to fetch all anew.)
+    """
+    held = ((series.index(candle.open_ms), candle) for candle in candles if series)
+    return any(
+        at < len(series) - 1 and series.opens[at] == candle.open_ms and series.entry(at) != candle.entry
+        for at, candle in held
+    )
 
 
 def missing_opens(series: Series, candles: Sequence[Candle], first_ms: int) -> list[int]:
@@ -1229,6 +1241,11 @@ class WeightBudget:
         if self.used == 0 or self.used + weight <= self.limit * WEIGHT_SHARE:
             return 0
         return (self._minute + 1) * MINUTE_MS + MINUTE_TURN_SLACK_MS - now_ms
+
+    def used_at(self, now_ms: int) -> int:
+        """The weight used in the minute that it is now."""
+        self._turn(now_ms)
+        return self.used
 
     def spend(self, weight: int, now_ms: int) -> None:
         """Count a request that goes out now."""
@@ -1459,20 +1476,18 @@ class Gates:
 
     def enter(self, weight: int) -> None:
         """Wait until a request of that weight may go out, and count it. Raises Stopped."""
+        counted = False
         while True:
             with self._lock:
-                delay = self._closed_seconds() or self._weight_seconds(weight)
-                if not delay:
+                if delay := self._closed_seconds():
+                    counted = False  # a pause may last longer than the minute it was counted in
+                elif counted:
+                    return
+                elif not (delay := self._weight_seconds(weight)):
                     self.budget.spend(weight, self._clock.now_ms())
                     delay = self._bucket.reserve(self._clock.monotonic())
-                    break
+                    counted = True
             self._clock.sleep(delay)
-        self._clock.sleep(delay)
-        with self._lock:
-            closed = self._closed_seconds()
-        if closed:  # while it waited for its turn, another request met a limit
-            self._clock.sleep(closed)
-            self.enter(weight)
 
     def _closed_seconds(self) -> float:
         left = self._open_at - self._clock.monotonic()
@@ -1486,6 +1501,15 @@ class Gates:
 
     def _weight_seconds(self, weight: int) -> float:
         return self.budget.wait_ms(weight, self._clock.now_ms()) / SECOND_MS
+
+    def pause_left_seconds(self) -> float:
+        """How long the pause lasts from now; 0 when there is none."""
+        return max(0.0, self._open_at - self._clock.monotonic())
+
+    def used_weight(self) -> int:
+        """The weight used in this minute, as far as it is known."""
+        with self._lock:
+            return self.budget.used_at(self._clock.now_ms())
 
     def leave(self, came_through: bool) -> None:
         """Tell how a request that had entered ended: whether the exchange served it."""
@@ -1581,7 +1605,7 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
             if limit["rateLimitType"] == "REQUEST_WEIGHT" and limit["interval"] == "MINUTE"
         ]
         return ExchangeInfo({listing.symbol: listing for listing in listings}, min(limits, default=None))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadReply(f"the exchangeInfo reply is damaged: {error!r:.200}") from error
 
 
@@ -1623,14 +1647,14 @@ class Binance:
     """Reads one market of Binance. Every request passes the gates; threads may share it.
 
     All methods raise TransientError after the last attempt, SymbolError, RefusedError or Stopped.
-    ``on_pause`` is called with the seconds and the reason when the exchange asks for silence,
+    ``on_pause`` is called when the exchange has asked for silence, and the gates are shut;
     ``on_request`` after each request with the HTTP status (or "no answer") and how many seconds it took.
     """
 
     def __init__(self, config: Config, clock: Clock, http: httpx.Client) -> None:
         self.market = MARKETS[config.binance_market]
         self.gates = Gates(clock, config.api_requests_per_sec, self.market.weight_limit)
-        self.on_pause: Callable[[float, str], None] = lambda seconds, reason: None
+        self.on_pause: Callable[[], None] = lambda: None
         self.on_request: Callable[[str, float], None] = lambda status, seconds: None
         self.attempts = ATTEMPTS
         self.requests = 0
@@ -1641,15 +1665,24 @@ class Binance:
         self._refusals_403 = 0
 
     def sync_clock(self) -> float:
-        """Ask for the exchange's time and set the clock. Returns the local clock's lead in ms."""
+        """Ask for the exchange's time and set the clock. Returns the local clock's lead in ms.
 
-        def parse(reply: Reply) -> float:
+        Half of the time a reply took is how wrong it may be: a slow one is asked for again.
+        """
+
+        def parse(reply: Reply) -> tuple[float, int, Reply]:
             server_ms = _parse_object(reply.body).get("serverTime")
             if type(server_ms) is not int or not 0 < server_ms < 2**47:
                 raise BadReply(f"serverTime cannot be {server_ms!r:.40}")
-            return self._clock.sync(server_ms, reply.sent, reply.received)
+            return reply.received - reply.sent, server_ms, reply
 
-        return self._get(f"{self.market.prefix}/time", {}, 1, parse)
+        samples = []
+        for _ in range(ATTEMPTS):
+            samples.append(self._get(f"{self.market.prefix}/time", {}, 1, parse))
+            if samples[-1][0] < SLOW_TIME_SECONDS:
+                break
+        _, server_ms, reply = min(samples)
+        return self._clock.sync(server_ms, reply.sent, reply.received)
 
     def exchange_info(self) -> ExchangeInfo:
         """Ask for all symbols and the limits, and take the weight limit over."""
@@ -1792,7 +1825,7 @@ class Binance:
         }[reply.status]
         if self.gates.shut(seconds, reason):
             say(logging.WARNING, "binance wants silence", seconds=round(seconds), reason=reason)
-            self.on_pause(seconds, reason)
+            self.on_pause()
         return PauseError(reason)
 
 
@@ -1815,18 +1848,30 @@ def _error_of(reply: Reply) -> ExchangeError:
 
 
 def connect_http(config: Config) -> httpx.Client:
-    """The HTTP client: keep-alive, at most one connection per worker, no redirects, TLS verified."""
+    """The HTTP client: keep-alive, at most one connection per worker, no redirects, TLS verified.
+
+    Raises ConfigError when what the environment says of certificates or proxies cannot be used.
+    """
     import httpx
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     workers = config.concurrent_requests
-    return httpx.Client(
-        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
-        limits=httpx.Limits(max_connections=workers + 1, max_keepalive_connections=workers),
-        headers={"User-Agent": f"tet-data-service/{__version__}", "Accept-Encoding": "gzip"},
-        follow_redirects=False,
-    )
+    # Plain http is for this machine alone when there are keys: no proxy may come in between.
+    local = not config.binance_base_url.startswith("https:") and _keeps_secrets(config.binance_base_url)
+    try:
+        return httpx.Client(
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=workers + 1, max_keepalive_connections=workers),
+            headers={"User-Agent": f"tet-data-service/{__version__}", "Accept-Encoding": "gzip"},
+            follow_redirects=False,
+            trust_env=not local,
+        )
+    except (OSError, ImportError, ValueError) as error:
+        names = "SSL_CERT_FILE, SSL_CERT_DIR or a proxy variable such as HTTPS_PROXY"
+        raise ConfigError(
+            [f"{names} (environment): cannot be used: {_without_password(str(error))}"]
+        ) from error
 
 
 # ------------------------------------------------------------------------------
@@ -1902,6 +1947,7 @@ class Store:
         self._lock = threading.Lock()
         self._failures = 0
         self._retry_at = 0.0
+        self._system_kinds: dict[str, str] = {}
         self.away_reason = ""
 
     def _call(self, act: Callable[[], T]) -> T:
@@ -1946,7 +1992,15 @@ class Store:
                 return list(pipe.execute())
 
         types = dict(zip(keys, (kind.decode() for kind in self._call(act)), strict=True))
-        return {key: kind for key, kind in types.items() if kind not in ("string", "none")}
+        self._system_kinds |= {key: kind for key, kind in types.items() if key in SYSTEM_KEYS}
+        return {key: kind for key, kind in types.items() if kind not in OUR_KINDS}
+
+    def _refuse_foreign(self, key: str) -> None:
+        """Raise StoreError when a system key was another program's at the last look; look, at first."""
+        if key not in self._system_kinds:
+            self.foreign_types([key])
+        if (kind := self._system_kinds[key]) not in OUR_KINDS:
+            raise StoreError(foreign_text(key, kind))
 
     def load(self, timeframe: Timeframe, pair: Pair) -> bytes | None:
         """The stored value of a pair, None when there is none."""
@@ -1954,15 +2008,18 @@ class Store:
         return value if isinstance(value, bytes) else None
 
     def save(
-        self, timeframe: Timeframe, pair: Pair, value: bytes, now_ms: int, announcement: Mapping[str, object]
+        self, timeframe: Timeframe, pair: Pair, value: bytes, good_ms: int, announcement: Mapping[str, object]
     ) -> None:
-        """Write a pair's two keys in one transaction, and announce it: one round trip."""
+        """Write a pair's two keys in one transaction, and announce it: one round trip.
+
+        ``good_ms`` is the time of the last good update.
+        """
         config = self._config
 
         def act() -> None:
             with self._client.pipeline(transaction=True) as pipe:
                 pipe.set(kline_key(timeframe, pair), value, ex=config.kline_ttl)
-                pipe.set(timestamp_key(timeframe, pair), iso_time(now_ms), ex=config.timestamp_ttl)
+                pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=config.timestamp_ttl)
                 pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
                 pipe.execute()
 
@@ -1970,6 +2027,7 @@ class Store:
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
+        self._refuse_foreign(STATUS_KEY)
         text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
 
         def act() -> bool:
@@ -2010,6 +2068,7 @@ class Store:
 
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
+        self._refuse_foreign(PAUSE_KEY)
         base_url = self._config.binance_base_url
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
         self._call(lambda: self._client.set(PAUSE_KEY, text, px=max(1, round(seconds * SECOND_MS))))
@@ -2019,6 +2078,7 @@ class Store:
 
         What is left is told by the key's expiry, which no local clock can get wrong.
         """
+        self._refuse_foreign(PAUSE_KEY)
         text = self._call(lambda: self._client.get(PAUSE_KEY))
         left_ms = self._call(lambda: self._client.pttl(PAUSE_KEY))
         try:
@@ -2036,6 +2096,12 @@ class Store:
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
+
+
+def foreign_text(key: str, kind: str) -> str:
+    """What to say of a key that holds another type than ours, and what helps."""
+    remedy = "rename or delete it, or choose another REDIS_DB"
+    return f"Redis key {key} holds a {kind} of another program; {remedy}"
 
 
 def _with_remedy(text: str) -> str:
@@ -2074,17 +2140,29 @@ class Feed:
 
     pair: Pair
     timeframe: Timeframe
-    series: Series | None = None
-    updated_ms: int = 0  # the last good write, exchange time; 0 is never
-    announced_end_ms: int = 0  # the end of the newest closed candle that readers know of
-    due_ms: int = 0
-    silent_from_ms: int = 0  # from here to now the exchange had nothing, asked twice
-    completeness: float = 0.0
-    unsaved: bool = False
+    series: Series | None = None  # whole: what may be stored
+    partial: Series | None = None  # what a long fetch had when it broke off: the next one goes on there
     looked_up: bool = False  # whether what Redis holds was read back
+    proven: bool = False  # whether the exchange has repeated what was read back
+    fetched_ms: int = 0  # the last good fetch, exchange time; 0 is never
+    updated_ms: int = 0  # the fetch that was written last
+    tried_ms: int = 0
+    announced_end_ms: int = 0  # the end of the newest closed candle that readers know of
+    regular_due_ms: int = 0
+    due_ms: int = 0  # the same, or earlier: to ask again for a candle that lags behind its close
+    reasks: int = 0
+    silent_from_ms: int = 0  # from here to now the exchange had nothing, asked twice
+    settled: bool = True
+    completeness: float = 0.0
+    checked: bool = False  # whether its keys hold nothing of another program
+    unsaved: bool = False
     failure: str = ""
     invalid: str = ""
-    settled: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is written
+
+    def forget(self) -> None:
+        """Let the candles go: Redis has them."""
+        self.series, self.looked_up, self.proven = None, False, False
 
     @property
     def name(self) -> str:
@@ -2129,10 +2207,12 @@ class Service:
         self._error_factor = 1.0
         self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
         self._invalid: dict[str, str] = {}
-        self._symbols_checked_ms = 0
+        self._symbols_due_ms = 0
+        self._sync_again_at = 0.0  # monotonic
         self._running: set[Future[None]] = set()
         self._figures = Figures(started=clock.monotonic())
         self._lean = False
+        self._foreign_told: set[str] = set()
         self._save_again_at = 0.0  # monotonic
         self._exporter = Exporter(self, config)
         binance.on_pause = self._keep_pause
@@ -2144,6 +2224,8 @@ class Service:
             self._exporter.start()
             self.start()
             self.cycle(first=True)
+            if self._once:
+                self.settle()
             while not self._once:
                 self.idle()
                 self.cycle()
@@ -2160,17 +2242,13 @@ class Service:
         self._patiently("redis", self._store.ping)
         redis_address = _without_password(self._config.redis_addr)
         say(logging.INFO, "redis answers", address=redis_address, db=self._config.redis_db)
-        self._honour_pause()
+        self._patiently("redis", self._honour_pause)
         self._patiently("binance", self._sync_clock)
-        skew_seconds = round(self._figures.skew_ms / SECOND_MS, 3)
-        say(
-            logging.INFO,
-            "binance answers",
-            url=self._config.binance_base_url,
-            clock_ahead_seconds=skew_seconds,
-        )
+        ahead_seconds = round(self._figures.skew_ms / SECOND_MS, 3)
+        base_url = self._config.binance_base_url
+        say(logging.INFO, "binance answers", url=base_url, clock_ahead_seconds=ahead_seconds)
         self._patiently("binance", self._check_symbols)
-        self._check_keys()
+        self._beside(self._check_keys)
         self._resume()
         cost = estimate(len({pair for pair, _ in self._feeds}), self._config)
         say(
@@ -2186,31 +2264,49 @@ class Service:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
         delay = 1.0
         while True:
-            self._figures.beat_at = self._clock.monotonic()
             try:
-                act()
+                self._beside(act)
             except (ExchangeError, StoreError) as error:
                 if self._once:
                     raise
                 say(logging.WARNING, f"waiting for {whom}", retry_seconds=delay, reason=str(error))
                 self._figures.waiting_for = f"{whom}: {error}"
-                self._write_status("starting")
             else:
                 self._figures.waiting_for = ""
                 return
-            self._clock.sleep(max(delay, self._store.retry_seconds if whom == "redis" else 0))
+            self._wait(max(delay, self._store.retry_seconds if whom == "redis" else 0))
             delay = min(STORE_BACKOFF_MOST_SECONDS, delay * 2)
 
+    def _beside(self, act: Callable[[], None]) -> None:
+        """Let a worker do what may take long, such as waiting out a ban, while the main thread ticks."""
+        self._running.add(future := self._pool.submit(act))
+        while not future.done():
+            wait([future], TICK_SECONDS)
+            self._tick()
+        self._running.discard(future)
+        future.result()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, ticking."""
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0:
+            self._clock.sleep(min(TICK_SECONDS, left))
+            self._tick()
+
     def _honour_pause(self) -> None:
-        if pause := self._store.load_pause():
+        self._warn_of_foreign(self._store.foreign_types(SYSTEM_KEYS))
+        pause = None if PAUSE_KEY in self._foreign_told else self._store.load_pause()
+        if pause:
             seconds, reason = pause
             self._binance.gates.shut(seconds, reason)
-            say(
-                logging.WARNING,
-                "waiting out a pause from before the start",
-                seconds=round(seconds),
-                reason=reason,
-            )
+            text = "waiting out a pause from before the start"
+            say(logging.WARNING, text, seconds=round(seconds), reason=reason)
+
+    def _warn_of_foreign(self, foreign: Mapping[str, str]) -> None:
+        """Say, once each, which of the system keys are another program's: they are left alone."""
+        for key in foreign.keys() & set(SYSTEM_KEYS) - self._foreign_told:
+            say(logging.WARNING, foreign_text(key, foreign[key]))
+        self._foreign_told = foreign.keys() & set(SYSTEM_KEYS)
 
     def _sync_clock(self) -> None:
         skew_ms = self._binance.sync_clock()
@@ -2238,7 +2334,7 @@ class Service:
             for timeframe in self._config.timeframe
             for pair in pairs
         }
-        self._symbols_checked_ms = self._clock.now_ms()
+        self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
     def _check_keys(self) -> None:
         """Say whether the keys work. Candles are public, so a bad key is a loud warning and no end."""
@@ -2271,11 +2367,17 @@ class Service:
         if value is None:
             return
         try:
-            stored = read_stored_value(value, feed.timeframe, self._wanted(feed), self._clock.now_ms())
+            newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
+            stored = read_stored_value(value, feed.timeframe, self._wanted(feed), newest_ms)
+            if self._config.closed_only and not stored.series.newest_is_final:
+                raise StoredValueError(
+                    "it was written with the forming candle, without one closed candle more"
+                )
         except StoredValueError as error:
             say(logging.WARNING, "stored value not usable, fetching anew", feed=feed.name, reason=str(error))
             return
         feed.series, feed.updated_ms = stored.series, stored.written_ms
+        feed.fetched_ms = stored.written_ms
         feed.announced_end_ms = stored.series.final_end_ms
 
     def _wanted(self, feed: Feed) -> int:
@@ -2284,43 +2386,42 @@ class Service:
     # Cycles
 
     def cycle(self, first: bool = False) -> None:
-        """Update the feeds that are due, the stalest first; ask again for those that lag behind a close."""
-        figures, started = self._figures, self._clock.monotonic()
-        started_ms, requests = self._clock.now_ms(), self._binance.requests
-        if self._clock.is_doubtful() or figures.failed_updates:
-            self._quietly(self._sync_clock)
-        feeds = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
-        feeds.sort(key=lambda feed: feed.updated_ms)
-        ours = self._without_foreign(feeds)
+        """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
+        started, started_ms = self._clock.monotonic(), self._clock.now_ms()
+        requests = self._binance.requests
+        due = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
+        due.sort(key=lambda feed: feed.updated_ms)
+        self._figures.state = "running"
+        ours = self._without_foreign(due)
         with progress_bar(len(ours) if first else 0, self._config) as step:
-            lagging = self._work_through(ours, step)
-        if first:
-            say(logging.INFO, "first fill done", seconds=round(self._clock.monotonic() - started, 1))
-        for delay in REASK_SECONDS:
-            if not lagging:
-                break
-            self._clock.sleep(delay)
-            lagging = self._work_through(lagging, lambda count: None)
+            self._work_through(ours, step)
         self._drop_invalid()
-        figures.duration_seconds = self._clock.monotonic() - started
-        figures.failed_updates = sum(1 for feed in feeds if feed.failure)
-        figures.successful_updates = len(feeds) - figures.failed_updates
-        figures.cycles += 1
-        figures.updates_failed += figures.failed_updates
-        figures.updates_written += figures.successful_updates
-        self._exporter.observe("cycle", figures.duration_seconds)
-        figures.last_full_scan_ms = self._clock.now_ms()
-        self._schedule(feeds, started_ms)
-        self._report(feeds, self._binance.requests - requests)
+        due = [feed for feed in due if not feed.invalid]
+        regular = [feed for feed in due if feed.regular_due_ms <= started_ms]
+        if regular:
+            self._count(regular, self._clock.monotonic() - started)
+        self._schedule(due, regular, started_ms)
+        self._report(due, regular, self._binance.requests - requests)
 
-    def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> list[Feed]:
-        """Let the workers update the feeds; returns those whose newest candle has closed unseen."""
+    @property
+    def lagging(self) -> bool:
+        """Whether a feed waits to be asked again for a candle that has closed."""
+        return any(feed.due_ms < feed.regular_due_ms for feed in self._feeds.values())
+
+    def settle(self) -> None:
+        """Ask again, as often as planned, for candles that lag behind their close."""
+        while self.lagging:
+            self.idle()
+            self.cycle()
+
+    def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
+        """Let the workers update the feeds, `BATCH_SIZE` handed out at a time."""
         waiting = iter(feeds)
         while True:
             room = self._config.batch_size - len(self._running)
             self._running |= {self._pool.submit(self._update, feed) for feed in islice(waiting, room)}
             if not self._running:
-                return [feed for feed in feeds if not feed.settled and not feed.failure]
+                return
             done, self._running = wait(self._running, TICK_SECONDS, FIRST_COMPLETED)
             step(len(done))
             self._tick()
@@ -2332,7 +2433,7 @@ class Service:
             if not feed.looked_up:
                 self._load(feed)
             self._fetch(feed)
-            self._save(feed)
+            self._save(feed, feed.fetched_ms)
         except Stopped:
             return
         except SymbolError as error:
@@ -2342,30 +2443,38 @@ class Service:
         except Exception as error:
             logging.getLogger(LOGGER).exception("internal error")
             reason = f"internal error: {type(error).__name__}"
-        feed.failure = reason
+        feed.failure, feed.tried_ms = reason, self._clock.now_ms()
         say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=reason or "none")
 
     def _fetch(self, feed: Feed) -> None:
-        """Fetch what is new, page by page, oldest first; each page counts as soon as it is there."""
+        """Fetch what is new, page by page, oldest first. Only the whole becomes the feed's series."""
         timeframe, keep = feed.timeframe, self._wanted(feed)
-        series = feed.series or Series(timeframe)
-        now_ms = self._clock.now_ms()
+        refetch, now_ms = self._config.incremental_candles, self._clock.now_ms()
+        series = feed.partial or feed.series or Series(timeframe)
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(now_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
-        first_ms = first_open_to_ask(series, keep, self._config.incremental_candles, now_ms)
-        first_page = True  # holds a candle that was there before, or the window's first ones
+        first_ms = first_open_to_ask(series, keep, refetch, now_ms)
+        must_have_some = True  # a candle that was there before, or the window's first ones
         while True:
             now_open_ms = timeframe.floor(self._clock.now_ms())
-            limit = min(self._binance.market.page_rows, timeframe.count(first_ms, now_open_ms) + 1)
-            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=first_page)
+            rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
+            limit = min(self._binance.market.page_rows, rows)
+            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=must_have_some)
+            if not feed.proven and contradicts(series, answer.candles):
+                say(logging.WARNING, "stored candles are not this market's, fetching anew", feed=feed.name)
+                series, feed.proven = Series(timeframe), True
+                first_ms = first_open_to_ask(series, keep, refetch, now_ms)
+                continue
             candles = self._fill_gaps(feed, series, answer.candles, first_ms)
+            feed.partial = series = absorb(series, candles, answer.asked_ms, keep)
+            feed.proven, must_have_some = True, False
             self._figures.candles_received += len(candles)
-            feed.series = series = absorb(series, candles, answer.asked_ms, keep)
-            next_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
-            if len(answer.candles) < limit and self._is_end(feed, next_ms, now_open_ms):
-                feed.unsaved, feed.settled = True, is_settled(series, self._clock.now_ms())
+            first_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
+            has_forming = first_ms > now_open_ms
+            if has_forming or (len(answer.candles) < limit and self._is_silent(feed, first_ms, now_open_ms)):
+                feed.series, feed.partial = series, None
+                feed.settled, feed.fetched_ms = is_settled(series, answer.asked_ms), self._clock.now_ms()
                 return
-            first_ms, first_page = next_ms, False
 
     def _fill_gaps(self, feed: Feed, series: Series, candles: list[Candle], first_ms: int) -> list[Candle]:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
@@ -2379,35 +2488,41 @@ class Service:
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
         return [Candle(*item) for item in sorted(found.items())]
 
-    def _is_end(self, feed: Feed, next_ms: int, now_open_ms: int) -> bool:
-        """Whether a short page ended the update, or left out candles that must be asked for once more.
+    def _is_silent(self, feed: Feed, next_ms: int, now_open_ms: int) -> bool:
+        """Whether there is no use in asking for more after a short page that lacks the forming candle.
 
-        Only the forming candle may be missing without a question: the exchange lags behind a close.
+        Only that one may be missing without a question: the exchange lags behind a close. What else
+        is missing at the end is asked for once more, and noted.
         """
-        if next_ms >= now_open_ms or feed.silent_from_ms == next_ms:
-            return True
+        known = feed.silent_from_ms == next_ms
         feed.silent_from_ms = next_ms
-        return False
+        return known or next_ms == now_open_ms
 
-    def _save(self, feed: Feed) -> None:
+    def _save(self, feed: Feed, now_ms: int) -> None:
         """Write a feed's candles and announce them. What cannot be written stays, and is written later."""
-        series, now_ms = feed.series, self._clock.now_ms()
-        if series is None:
-            return
-        value = stored_value(series, self._wanted(feed), now_ms, self._config.closed_only)
-        announcement = {
-            "symbol": feed.pair.name,
-            "timeframe": feed.timeframe.name,
-            "last_candle_time": iso_time(series.opens[series.stored_count(self._config.closed_only) - 1]),
-            "candle_closed": series.final_end_ms > feed.announced_end_ms > 0,
-        }
-        self._store.save(feed.timeframe, feed.pair, value, now_ms, announcement)
-        if series.final_end_ms == feed.timeframe.close_of(feed.announced_end_ms):
-            self._note_close((self._clock.now_ms() - series.final_end_ms) / SECOND_MS)
-        feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, now_ms, series.final_end_ms
-        feed.completeness = completeness(series, self._wanted(feed), self._config.closed_only)
-        if self._lean:
-            feed.series, feed.looked_up = None, False
+        with feed.lock:
+            series, closed_only = feed.series, self._config.closed_only
+            if series is None or not (count := series.stored_count(closed_only)):
+                return  # a pair so new that no candle has closed yet
+            end_ms, known_end_ms = series.final_end_ms, feed.announced_end_ms
+            announcement = {
+                "symbol": feed.pair.name,
+                "timeframe": feed.timeframe.name,
+                "last_candle_time": iso_time(series.opens[count - 1]),
+                "candle_closed": end_ms > known_end_ms > 0,
+            }
+            value = stored_value(series, self._wanted(feed), now_ms, closed_only)
+            feed.unsaved = True
+            if not feed.checked:
+                unasked = "Redis could not be asked whether the keys are free to be written"
+                raise StoreError(self._store.away_reason or unasked)
+            self._store.save(feed.timeframe, feed.pair, value, feed.fetched_ms, announcement)
+            feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, feed.fetched_ms, end_ms
+            feed.completeness = completeness(series, self._wanted(feed), closed_only)
+            if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
+                self._note_close((self._clock.now_ms() - end_ms) / SECOND_MS)
+            if self._lean:
+                feed.forget()
 
     def _note_close(self, seconds: float) -> None:
         """Count a candle that closed while the service was there to see it."""
@@ -2423,17 +2538,19 @@ class Service:
         """The feeds whose keys are ours to write. The others fail: nobody's data is written over."""
         keys = {kline_key(feed.timeframe, feed.pair): feed for feed in feeds}
         keys |= {timestamp_key(feed.timeframe, feed.pair): feed for feed in feeds}
+        for feed in feeds:
+            feed.checked = False
         try:
-            foreign = self._store.foreign_types(list(keys))
+            foreign = self._store.foreign_types([*keys, *SYSTEM_KEYS])
         except StoreError:
-            return feeds  # then nothing can be written either
+            return feeds  # what they fetch is not written before their keys were looked at
+        self._warn_of_foreign(foreign)
+        for feed in feeds:
+            feed.checked = True
         for key, kind in foreign.items():
-            keys[key].failure = (
-                f"Redis key {key} holds a {kind} of another program; rename or delete it, or choose "
-                "another REDIS_DB"
-            )
-        held_by_others = {id(keys[key]) for key in foreign}
-        return [feed for feed in feeds if id(feed) not in held_by_others]
+            if feed_of_key := keys.get(key):
+                feed_of_key.failure, feed_of_key.checked = foreign_text(key, kind), False
+        return [feed for feed in feeds if feed.checked]
 
     def _drop_invalid(self) -> None:
         """Set aside what Binance has called unknown in this cycle; it is looked at again hourly."""
@@ -2443,28 +2560,44 @@ class Service:
                 self._invalid[feed.pair.name] = feed.invalid
                 del self._feeds[key]
 
-    def _schedule(self, feeds: list[Feed], started_ms: int) -> None:
-        """Adapt the interval to how the cycle went, and set when its feeds are due again."""
+    def _count(self, feeds: list[Feed], seconds: float) -> None:
+        """Take a cycle over these feeds into the figures."""
+        figures = self._figures
+        figures.duration_seconds = seconds
+        figures.failed_updates = sum(1 for feed in feeds if feed.failure)
+        figures.successful_updates = len(feeds) - figures.failed_updates
+        figures.cycles += 1
+        figures.updates_failed += figures.failed_updates
+        figures.updates_written += figures.successful_updates
+        figures.last_full_scan_ms = min((feed.tried_ms for feed in self._feeds.values()), default=0)
+        self._exporter.observe("cycle", seconds)
+        rate = figures.failed_updates / len(feeds)
+        self._error_factor = self._policy.next_error_factor(self._error_factor, rate)
+
+    def _schedule(self, due: list[Feed], regular: list[Feed], started_ms: int) -> None:
+        """Set when the feeds are due again: by the interval and the closes, or soon where one lags."""
         figures, hour = self._figures, started_ms // HOUR_MS % 24
-        if feeds:
-            rate = figures.failed_updates / len(feeds)
-            self._error_factor = self._policy.next_error_factor(self._error_factor, rate)
         figures.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
         figures.interval_reason = self._policy.reason(hour, self._error_factor)
-        for feed in feeds:
-            feed.due_ms = next_due_ms(started_ms, figures.interval_seconds, feed.timeframe)
-        figures.next_cycle_ms = min((feed.due_ms for feed in self._feeds.values()), default=0)
+        for feed in regular:
+            feed.regular_due_ms = next_due_ms(started_ms, figures.interval_seconds, feed.timeframe)
+            feed.reasks = 0
+        for feed in due:
+            feed.due_ms = feed.regular_due_ms
+            if not feed.settled and not feed.failure and feed.reasks < len(REASK_SECONDS):
+                soon_ms = self._clock.now_ms() + round(REASK_SECONDS[feed.reasks] * SECOND_MS)
+                feed.due_ms = min(feed.due_ms, soon_ms)
+                feed.reasks += 1
+        figures.next_cycle_ms = min((feed.regular_due_ms for feed in self._feeds.values()), default=0)
 
-    def _report(self, feeds: list[Feed], requests: int) -> None:
-        """One line for the cycle, one for each reason of failure, and what is out of bounds."""
-        figures, budget = self._figures, self._binance.gates.budget
-        reasons: dict[str, list[str]] = {}
-        for feed in feeds:
-            if feed.failure:
-                reasons.setdefault(feed.failure, []).append(feed.name)
-        for reason, names in list(reasons.items())[:10]:
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            say(logging.WARNING, "update failed", count=len(names), feeds=some, reason=reason)
+    def _report(self, due: list[Feed], regular: list[Feed], requests: int) -> None:
+        """One line for a cycle, one for each reason of failure, and what is out of bounds."""
+        figures = self._figures
+        self._report_failures(due)
+        if not regular:
+            say(logging.DEBUG, "asked again after a close", feeds=len(due), requests=requests)
+            return
+        gates = self._binance.gates
         say(
             logging.INFO,
             "cycle",
@@ -2472,14 +2605,25 @@ class Service:
             failed=figures.failed_updates,
             seconds=round(figures.duration_seconds, 2),
             requests=requests,
-            weight=f"{budget.used}/{budget.limit}",
+            weight=f"{gates.used_weight()}/{gates.budget.limit}",
             next=iso_time(figures.next_cycle_ms) if figures.next_cycle_ms and not self._once else "none",
         )
-        figures.warnings = tuple(self._out_of_bounds(len(feeds)))
+        figures.warnings = tuple(self._out_of_bounds(len(regular)))
         for warning in figures.warnings:
             say(logging.WARNING, warning)
         self._mind_memory()
-        self._write_status("running")
+        self._write_status()
+
+    def _report_failures(self, feeds: list[Feed]) -> None:
+        """A warning for each reason, however many feeds share it."""
+        reasons: dict[str, list[str]] = {}
+        for feed in feeds:
+            if feed.failure:
+                reasons.setdefault(feed.failure, []).append(feed.name)
+        for reason, names in list(reasons.items())[:REASONS_MOST]:
+            say(logging.WARNING, "update failed", count=len(names), feeds=_some(names), reason=reason)
+        if len(reasons) > REASONS_MOST:
+            say(logging.WARNING, "update failed for more reasons", count=len(reasons) - REASONS_MOST)
 
     def _out_of_bounds(self, updates: int) -> Iterator[str]:
         """What the last cycle, of so many updates, says against the configured bounds."""
@@ -2505,52 +2649,69 @@ class Service:
         )
         for feed in self._feeds.values():
             if not feed.unsaved:
-                feed.series, feed.looked_up = None, False
+                feed.forget()
 
     # Between cycles
 
     def idle(self) -> None:
-        """Wait until a feed is due (or the symbols, when there is no feed), doing what comes up meanwhile."""
-        next_look_ms = self._symbols_checked_ms + SYMBOL_CHECK_MS
-        due_ms = min((feed.due_ms for feed in self._feeds.values()), default=next_look_ms)
-        while (left_ms := due_ms - self._clock.now_ms()) > 0:
-            self._clock.sleep(min(TICK_SECONDS, left_ms / SECOND_MS))
-            self._tick()
-            if self._clock.monotonic() >= self._save_again_at and not self._store.retry_seconds:
-                self._quietly(self._save_unsaved)
-        if self._clock.now_ms() >= next_look_ms:
-            self._quietly(self._check_symbols)
+        """Wait until something is due, and look at the symbols when it is their time."""
+        while (left_ms := self._next_due_ms() - self._clock.now_ms()) > 0:
+            self._wait(min(TICK_SECONDS, left_ms / SECOND_MS))
+            self._mind_clock()
+        if self._clock.now_ms() >= self._symbols_due_ms:
+            self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
+            self._quietly(lambda: self._beside(self._check_symbols))
+
+    def _next_due_ms(self) -> int:
+        return min([self._symbols_due_ms, *(feed.due_ms for feed in self._feeds.values())])
+
+    def _mind_clock(self) -> None:
+        """Ask for the time again when it is in doubt, such as after the machine was suspended."""
+        if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_at:
+            self._sync_again_at = self._clock.monotonic() + 60
+            self._quietly(lambda: self._beside(self._sync_clock))
 
     def _tick(self) -> None:
-        """What cannot wait for the cycle's end: a stop, and a status that shows life and pauses."""
+        """What cannot wait for a cycle's end: a stop, a status that shows life, what Redis did not take."""
         self._clock.check()
-        self._figures.beat_at = self._clock.monotonic()
-        if self._clock.monotonic() - self._figures.status_at >= STATUS_SECONDS:
-            self._write_status("running")
+        now = self._figures.beat_at = self._clock.monotonic()
+        if now - self._figures.status_at >= STATUS_SECONDS:
+            self._write_status()
+        if now >= self._save_again_at and not self._store.retry_seconds:
+            self._quietly(self._save_unsaved)
 
     def _save_unsaved(self) -> None:
         """Write what Redis did not take or has lost, without waiting for the next cycle."""
-        unsaved = self._without_foreign([feed for feed in self._feeds.values() if feed.unsaved])
+        unsaved = [feed for feed in self._feeds.values() if feed.unsaved]
         if not unsaved:
             return
         self._save_again_at = self._clock.monotonic() + SAVE_AGAIN_SECONDS
-        for feed in unsaved:
+        ours, saved = self._without_foreign(unsaved), 0
+        for feed in ours:
             self._clock.check()
-            self._save(feed)
-            feed.failure = ""
-        self._save_again_at = 0.0
-        say(logging.INFO, "redis takes data again", saved=len(unsaved))
-        self._write_status("running")
+            try:
+                self._save(feed, self._clock.now_ms())
+                saved += 1
+                if feed.failure.startswith("Redis"):  # and not the failure of a fetch since
+                    feed.failure = ""
+            except StoreError as error:
+                say(logging.DEBUG, "put off", feed=feed.name, reason=str(error))
+        if saved:
+            say(logging.INFO, "redis takes data again", saved=saved)
+            self._write_status()
+        if saved == len(unsaved):
+            self._save_again_at = 0.0
 
     def _quietly(self, act: Callable[[], None]) -> None:
         """Do what may fail without harm, since it is done again."""
         try:
             act()
-        except (ExchangeError, StoreError, StoredValueError) as error:
-            say(logging.DEBUG, "put off", what=act.__name__.strip("_"), reason=str(error))
+        except (ExchangeError, StoreError) as error:
+            say(logging.DEBUG, "put off", reason=str(error))
 
-    def _keep_pause(self, seconds: float, reason: str) -> None:
-        until_ms = self._binance.gates.paused_until_ms
+    def _keep_pause(self) -> None:
+        gates = self._binance.gates
+        seconds, until_ms, reason = gates.pause_left_seconds(), gates.paused_until_ms, gates.pause_reason
         self._quietly(lambda: self._store.save_pause(until_ms, seconds, reason))
         self._figures.status_at = 0.0  # so that the next tick shows it
 
@@ -2570,17 +2731,18 @@ class Service:
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
-        self._write_status("finished" if self._once and self._figures.cycles else "stopped")
+        self._figures.state = "finished" if self._once and self._figures.cycles else "stopped"
+        self._write_status()
         self._exporter.stop()
         self._store.close()
         say(logging.INFO, "stopped")
 
-    def _write_status(self, state: str) -> None:
+    def _write_status(self) -> None:
         """Write the status; where the last one is gone, all else is, and has to be written again."""
-        figures, paused = self._figures, state == "running" and self._binance.gates.paused_until_ms
+        figures = self._figures
         figures.status_at = self._clock.monotonic()
         try:
-            existed = self._store.save_status(self.status("paused" if paused else state))
+            existed = self._store.save_status(self.status())
         except StoreError as error:
             say(logging.DEBUG, "put off", what="status", reason=str(error))
             return
@@ -2588,16 +2750,18 @@ class Service:
             say(logging.WARNING, "redis has lost what was stored; writing it again")
             for feed in self._feeds.values():
                 feed.unsaved = feed.unsaved or feed.series is not None
+            if self._binance.gates.pause_left_seconds():
+                self._keep_pause()
         figures.status_written = True
 
-    def status(self, state: str = "") -> dict[str, object]:
-        """The object under ``tet:system:status``; in the state that was written last unless one is given."""
+    def status(self) -> dict[str, object]:
+        """The object under ``tet:system:status``."""
         figures, now_ms = self._figures, self._clock.now_ms()
         feeds = list(self._feeds.values())
         memory = resident_mb()
-        figures.state = state or figures.state
+        paused = figures.state == "running" and self._binance.gates.pause_left_seconds() > 0
         return {
-            "state": figures.state,
+            "state": "paused" if paused else figures.state,
             "version": __version__,
             "written": iso_time(now_ms),
             "ttl_seconds": self._config.status_ttl,
@@ -2646,7 +2810,7 @@ class Service:
         return {
             "paused_until": _iso_or_none(gates.paused_until_ms),
             "pause_reason": gates.pause_reason or None,
-            "used_weight": gates.budget.used,
+            "used_weight": gates.used_weight(),
             "weight_limit": gates.budget.limit,
             "requests": binance.requests,
             "requests_by_status": dict(self._figures.requests_by_status),
@@ -2663,8 +2827,8 @@ class Service:
             reasons.append(f"the main loop has been silent for {silent_seconds:.0f} s")
         stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
         if stale:
-            some = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
-            reasons.append(f"older than {config.max_data_age} s: {len(stale)} of {len(feeds)} ({some})")
+            told = f"{len(stale)} of {len(feeds)} ({_some(stale)})"
+            reasons.append(f"older than {config.max_data_age} s: {told}")
         reasons += [
             text for text in (figures.waiting_for, self._binance.gates.pause_reason) if text and stale
         ]
@@ -2747,8 +2911,9 @@ def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
 
 
-def _ms_since(started: float, now: float) -> float:
-    return round((now - started) * SECOND_MS, 1)
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def resident_mb() -> float | None:
@@ -3079,8 +3244,7 @@ def _problems_in(
     for state, meaning in (("stale", f"older than {config.max_data_age} s"), ("missing", "missing")):
         names = [row.symbol for row in rows if row.state == state]
         if names:
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            yield f"{len(names)} of {len(rows)} {meaning}: {some}"
+            yield f"{len(names)} of {len(rows)} {meaning}: {_some(names)}"
     for row in rows:
         if row.state == "not ours":
             yield f"{row.symbol} {row.timeframe}: the value is damaged or another program's"
@@ -3278,17 +3442,21 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line (a traceback follows on lines of its own in text style)."""
-        facts: dict[str, object] = dict(getattr(record, "facts", {}))
+        facts = {name: self._blotted(value) for name, value in getattr(record, "facts", {}).items()}
         when = iso_time(int(record.created * SECOND_MS))
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         if self._json:
             line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
             if trace:
                 line["traceback"] = trace
-            return self._without_secrets(json.dumps(line, default=str, ensure_ascii=False))
+            return self._without_secrets(json.dumps(line, ensure_ascii=False))
         told = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
         text = f"{when} {record.levelname:<7} {record.getMessage()}{told}"
         return self._without_secrets(f"{text}\n{trace}" if trace else text)
+
+    def _blotted(self, value: object) -> object:
+        """The value without secrets, before quoting can hide them."""
+        return value if isinstance(value, int | float | None) else self._without_secrets(str(value))
 
     def _without_secrets(self, text: str) -> str:
         for secret in self._secrets:
@@ -3341,19 +3509,22 @@ def start_logging(config: Config) -> None:
 # ------------------------------------------------------------------------------
 
 
-def stop_on_signals(clock: Clock) -> None:
-    """Let SIGINT and SIGTERM stop the service, and a second one end it at once.
+def stop_on_signals(clock: Clock, code: int) -> None:
+    """Let SIGINT and SIGTERM stop the service; a second one, or `STOP_MOST_SECONDS`, end it at once.
 
     The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads
-    it and sets the event, whose lock the interrupted thread may hold.
+    it and sets the event, whose lock the interrupted thread may hold. ``code`` is the exit code of a
+    stop that had to be cut short: nothing is half-written, since Redis gets whole transactions.
     """
     notes: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def watch() -> None:
         say(logging.INFO, "stopping", signal=signal.Signals(notes.get()).name)
         clock.stop()
-        notes.get()
-        os._exit(EXIT_FAILED)
+        with suppress(queue.Empty):
+            notes.get(timeout=STOP_MOST_SECONDS)
+            os._exit(EXIT_FAILED)
+        os._exit(code)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -3370,19 +3541,19 @@ def find_config_file(given: str | None) -> Path | None:
 def serve(config: Config, *, once: bool) -> int:
     """Run the service with these settings; returns the exit code."""
     clock = Clock()
-    stop_on_signals(clock)
+    stop_on_signals(clock, EXIT_FAILED if once else EXIT_OK)
     say(logging.INFO, "tet-data-service", version=__version__)
     say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
-    with connect_http(config) as http:
-        store = Store(config, clock, connect_redis(config))
-        try:
+    try:
+        with connect_http(config) as http:
+            store = Store(config, clock, connect_redis(config))
             return Service(config, clock, Binance(config, clock, http), store, once=once).run()
-        except ConfigError as error:
-            say(logging.ERROR, "cannot start", reason=str(error))
-            return EXIT_USAGE
-        except TetError as error:
-            say(logging.ERROR, "cannot go on", reason=str(error))
-            return EXIT_FAILED
+    except ConfigError as error:
+        say(logging.ERROR, "cannot start", reason=str(error))
+        return EXIT_USAGE
+    except TetError as error:
+        say(logging.ERROR, "cannot go on", reason=str(error))
+        return EXIT_FAILED
 
 
 def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
@@ -3476,7 +3647,11 @@ def main(
             click.echo(f"warning: {warning}", err=True)
         sys.exit(EXIT_OK)
     if look_at:
-        sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
+        try:
+            sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
+        except ConfigError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(EXIT_USAGE)
     try:
         start_logging(resolved.config)
     except OSError as error:

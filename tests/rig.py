@@ -57,8 +57,9 @@ class Rig:
         """One cycle over all feeds, at the exchange's present time."""
         self.binance.sync_clock()
         for feed in self.feeds:
-            feed.due_ms = 0
+            feed.due_ms = feed.regular_due_ms = 0
         self.service.cycle()
+        self.service.settle()
 
     @property
     def feeds(self) -> list[tet.Feed]:

@@ -29,6 +29,7 @@ RIGHT = {
     "TIMEFRAME": ("1h", "4h", "1d"),
     "SYMBOLS": ("A/USDT", "B/USDT", "C/USDT"),
     "CLOSED_ONLY": ("true", "false", "true"),
+    "METRICS_PER_SYMBOL": ("true", "false", "true"),
     "MAX_FAILURE_RATE": ("0.2", "0.3", "0.4"),
     "MEMORY_LIMIT_MB": ("51", "52", "53"),
     "ADAPTIVE_INTERVAL": ("false", "true", "false"),
@@ -93,6 +94,8 @@ RANGES = {
     "MAX_UPDATE_TIME": ("1", "86400", "0", "86401"),
     "MAX_FAILURE_RATE": ("0", "1", "-0.1", "1.01"),
     "MEMORY_LIMIT_MB": ("50", "1000000", "49", "1000001"),
+    "LOG_MAX_MB": ("1", "10000", "0", "10001"),
+    "LOG_BACKUPS": ("0", "100", "-1", "101"),
     "ERROR_BACKOFF_MULTIPLIER": ("1", "10", "0.99", "10.1"),
     "SUCCESS_RECOVERY_RATE": ("0.01", "1", "0", "1.1"),
     "OFF_PEAK_MULTIPLIER": ("1", "10", "0.99", "10.1"),
@@ -117,6 +120,7 @@ WRONG = {
     "TIMEFRAME": ("15", "2m", "15m,7m", ",", "1Y"),
     "SYMBOLS": (",", "BTC/", "BTC//USDT", "BTC/USDT/X", "BTC.USDT", "A" * 31),
     "CLOSED_ONLY": NOT_TRUTH,
+    "METRICS_PER_SYMBOL": NOT_TRUTH,
     "ADAPTIVE_INTERVAL": NOT_TRUTH,
     "MARKET_HOURS_OPTIMIZATION": NOT_TRUTH,
     "LOG_LEVEL": ("loud", "inf"),
@@ -519,10 +523,11 @@ def test_the_password_in_a_wrong_redis_address_is_masked(address, masked):
 
 @pytest.mark.parametrize(("text", "address"), [("0.0.0.0:80", ("0.0.0.0", 80)), ("[::1]:80", ("::1", 80))])
 def test_a_listen_address_is_a_host_and_a_port(text, address):
-    """HTTP_ADDR is taken apart, and a warning says that nothing is served there yet."""
+    """HTTP_ADDR is taken apart; off loopback a warning says who can read it."""
     resolved = public(HTTP_ADDR=text)
     assert resolved.config.http_addr == address
-    assert [warning.split()[0] for warning in resolved.warnings] == ["HTTP_ADDR"]
+    on_loopback = address[0] in ("127.0.0.1", "::1", "localhost")
+    assert [warning.split()[0] for warning in resolved.warnings] == ([] if on_loopback else ["HTTP_ADDR"])
 
 
 # Symbols and timeframes

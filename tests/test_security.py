@@ -131,3 +131,36 @@ def test_the_process_list_shows_no_secret_of_ours(exchange, redis_url, tmp_path)
         line = Path(f"/proc/{running.process.pid}/cmdline").read_text()
     assert line
     assert not [text for text in SECRETS if text in line]
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_secret_with_quotes_in_it_is_blotted_out_too(style):
+    """Quoting for the log must not hide a secret from the one who blots it out."""
+    import logging
+
+    secret = 'pa"ss\\word'
+    record = logging.LogRecord("tet", logging.INFO, "", 0, "event", None, None)
+    record.facts = {"reason": f"the password {secret} is wrong", "count": 3}
+    text = tet.LogFormatter(style, [secret]).format(record)
+    assert "pa" not in text.replace("password", "")
+    assert "***" in text
+
+
+def test_no_proxy_sees_a_signed_call_to_this_machine(exchange, redis_url, monkeypatch):
+    """Plain http with keys is for loopback alone, so a proxy from the environment is not used for it."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    config = settings(
+        BINANCE_BASE_URL=exchange.url, PUBLIC_DATA="false", BINANCE_API_KEY="k", BINANCE_SECRET_KEY="s"
+    )
+    with tet.connect_http(config) as http:
+        tet.Binance(config, tet.Clock(), http).sync_clock()
+    assert exchange.asked("time")
+
+
+def test_a_certificate_file_that_is_not_there_is_a_clear_error(redis_url):
+    """SSL_CERT_FILE that cannot be read: exit code 2 and its name, no traceback."""
+    arguments = ("--public", "--once", f"--redis={redis_url}", "--base-url=https://127.0.0.1:9")
+    done = run_program(*arguments, SSL_CERT_FILE="/nowhere/ca.pem")
+    assert done.returncode == 2
+    assert "SSL_CERT_FILE" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -10,10 +10,23 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from rig import DAY, HOUR, MINUTE, NOON_MS, FastClock, Rig, eventually, expected_candles, started, stored
+from rig import (
+    DAY,
+    HOUR,
+    MINUTE,
+    NOON_MS,
+    FastClock,
+    Rig,
+    eventually,
+    expected_candles,
+    in_background,
+    run_cycles,
+    started,
+    stored,
+)
 
 import tet_data_service as tet
-from simulated_binance import SimulatedClock
+from simulated_binance import Market, SimulatedBinance, SimulatedClock
 
 
 def limits(exchange):
@@ -136,6 +149,118 @@ def test_a_changed_candle_is_corrected(exchange, redis_url, reader):
         exchange.market.symbols["BTCUSDT"].overrides["15m", changed] = [f"{float(v):.8f}" for v in values]
         rig.refresh()
     assert list(stored(reader)["candles"][tet.iso_time(changed)].values()) == values
+
+
+def test_candles_of_another_market_are_not_taken_over(exchange, redis_url, reader, caplog):
+    """What another exchange or a demo left under the same keys is noticed at once, and replaced."""
+    with SimulatedBinance(market=another_market(), clock=exchange.clock) as other:
+        with started(other, redis_url) as rig:
+            rig.refresh()
+    assert not is_of(exchange, stored(reader))
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+    assert is_of(exchange, stored(reader))
+    assert "stored candles are not this market's, fetching anew" in caplog.messages
+
+
+def another_market():
+    """A market in which BTC is worth what DOGE is."""
+    market = Market.random_walk(["DOGE/USDT"])
+    truth = SimulatedBinance(market=market, clock=SimulatedClock(NOON_MS)).klines
+    first = NOON_MS // 900_000 * 900_000 - 200 * 900_000
+    rows = truth("DOGEUSDT", "15m", start_ms=first, limit=300)
+    market = Market.random_walk(["BTC/USDT"])
+    market.symbols["BTCUSDT"].overrides.update({("15m", row[0]): row[1:6] for row in rows})
+    return market
+
+
+def is_of(exchange, value):
+    """Whether the stored candles are this exchange's."""
+    first_ms = tet.parse_iso_time(value["data_start"])
+    return value["candles"] == expected_candles(exchange, "BTCUSDT", "15m", first_ms)
+
+
+def test_a_clock_that_is_behind_at_a_close_does_no_harm(exchange, redis_url, reader):
+    """When the exchange already has a candle that ours does not expect yet, the update just takes it."""
+    close_ms = NOON_MS // 900_000 * 900_000 + 900_000
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        exchange.clock.set(close_ms - 500)
+        rig.binance.sync_clock()
+        exchange.clock.set(close_ms + 200)
+        exchange.clear()
+        rig.feeds[0].due_ms = rig.feeds[0].regular_due_ms = 0
+        rig.service.cycle()
+        assert rig.feeds[0].failure == ""
+    assert limits(exchange) == [7]
+    assert stored(reader)["last_candle_time"] == tet.iso_time(close_ms)
+
+
+def test_turning_closed_only_on_shortens_nothing(exchange, redis_url, reader):
+    """A value with the forming candle has one closed candle less: that one is fetched too."""
+    for closed_only in ("false", "true"):
+        with started(exchange, redis_url, CLOSED_ONLY=closed_only) as rig:
+            rig.refresh()
+        assert stored(reader)["candle_count"] == 192
+
+
+def test_a_new_pair_without_a_closed_candle_is_no_failure(exchange, redis_url, reader):
+    """With CLOSED_ONLY a pair listed minutes ago waits for its first close."""
+    exchange.market.symbols["BTCUSDT"].listed_ms = NOON_MS // 900_000 * 900_000
+    with started(exchange, redis_url, CLOSED_ONLY="true") as rig:
+        rig.refresh()
+        assert rig.feeds[0].failure == ""
+        assert not reader.exists("tet:kline:15m:BTC_USDT")
+        exchange.clock.advance(15 * MINUTE)
+        rig.refresh()
+    assert stored(reader)["candle_count"] == 1
+
+
+def test_a_pair_listed_two_days_ago(exchange, redis_url, reader):
+    """In a window of 30 days it has two days of candles, and is not asked for more each cycle."""
+    exchange.market.symbols["BTCUSDT"].listed_ms = NOON_MS - 2 * DAY * 1000
+    with started(exchange, redis_url, DATA_DAYS=30) as rig:
+        rig.refresh()
+        exchange.clear()
+        rig.refresh()
+    assert limits(exchange) == [7]
+    assert stored(reader)["candle_count"] == 192
+    assert stored(reader)["data_completeness"] == pytest.approx(192 / 2880)
+
+
+def test_an_hourly_look_that_fails_is_tried_again_a_minute_later(exchange, redis_url):
+    """With no symbol left and the exchange refusing, the service does not ask in a tight loop."""
+    exchange.clock = SimulatedClock(NOON_MS, speed=600)
+    with started(exchange, redis_url, FastClock(600), SYMBOLS="NO/USDT") as rig:
+        rig.service.cycle()
+        exchange.faults.always("redirect", path="exchangeInfo")
+        exchange.clear()
+        runner = in_background(lambda: run_cycles(rig.service))
+        eventually(lambda: exchange.clock.now_ms() > NOON_MS + 2 * HOUR * 1000)
+        rig.clock.stop()
+        runner.join()
+    assert 30 <= len(exchange.asked("exchangeInfo")) <= 75
+
+
+def test_after_a_suspend_the_time_is_asked_for_at_once(exchange, redis_url):
+    """When the local clock has jumped ahead, the service does not sleep on: it fetches what it missed."""
+
+    class WakingClock(tet.Clock):
+        jump_ms = 0.0
+
+        def _local_ms(self):
+            return super()._local_ms() + self.jump_ms
+
+    with started(exchange, redis_url, WakingClock()) as rig:
+        rig.refresh()
+        exchange.clear()
+        runner = in_background(lambda: run_cycles(rig.service))
+        exchange.clock.advance(2 * HOUR)
+        rig.clock.jump_ms = 2 * HOUR * 1000.0
+        eventually(lambda: exchange.asked("klines"))
+        rig.clock.stop()
+        runner.join()
+    assert exchange.asked("time")
 
 
 STEPS = st.lists(

@@ -64,7 +64,7 @@ def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
     assert "is Redis running there? (REDIS_ADDR)" in rig.feeds[0].failure
     fetched = len(exchange.asked())
     with rig, own_server(tmp_path, port) as (_, client):
-        in_background(rig.service.idle)
+        in_background(lambda: rig.service._wait(60))
         eventually(lambda: client.exists(KEY))
         assert len(exchange.asked()) == fetched
         assert stored(client)["last_candle_time"] == "2026-01-15T13:00:00Z"
@@ -95,7 +95,7 @@ def test_a_redis_that_lost_everything_gets_it_again(exchange, redis_url, reader)
         before = stored(reader)["candles"]
         fetched = len(exchange.asked())
         reader.flushall()
-        in_background(rig.service.idle)
+        in_background(lambda: rig.service._wait(60))
         eventually(lambda: reader.exists(KEY, "tet:kline:15m:ETH_USDT") == 2)
         rig.clock.stop()
     assert stored(reader)["candles"] == before
@@ -118,7 +118,7 @@ def test_a_full_redis_keeps_the_old_value_and_gets_the_new_one_later(exchange, t
         assert "raise Redis' maxmemory" in rig.feeds[0].failure
         assert client.get(KEY) == before
         client.config_set("maxmemory", "0")
-        in_background(rig.service.idle)
+        in_background(lambda: rig.service._wait(60))
         eventually(lambda: client.get(KEY) != before)
         rig.clock.stop()
         assert is_true(exchange, stored(client))
@@ -181,10 +181,11 @@ def test_plain_commands_are_enough(exchange, tmp_path):
         )
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw"}
         with started(exchange, url_of(server), **given) as rig:
-            rig.service._keep_pause(5, "a test")
+            rig.binance.gates.shut(0.5, "a test")
+            rig.service._keep_pause()
             rig.refresh()
             assert rig.feeds[0].failure == ""
-        assert client.exists(KEY, "tet:timestamp:15m:BTC_USDT", "tet:system:status", "tet:system:pause") == 4
+        assert client.exists(KEY, "tet:timestamp:15m:BTC_USDT", "tet:system:status") == 3
         assert json.loads(client.get("tet:system:status"))["state"] == "stopped"
 
 
@@ -248,6 +249,74 @@ def test_damage_in_mid_run_is_gone_after_the_next_update(exchange, redis_url, re
         rig.refresh()
     assert is_true(exchange, stored(reader))
     assert len(exchange.asked()) == 1
+
+
+@pytest.mark.parametrize("key", ["tet:system:status", "tet:system:pause"])
+def test_another_programs_system_key_is_left_alone_and_named(exchange, redis_url, reader, caplog, key):
+    """The service works without its status or pause key when something else stands there."""
+    reader.rpush(key, "precious")
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        rig.binance.gates.shut(0.2, "a test")
+        rig.service._keep_pause()
+    assert reader.lrange(key, 0, -1) == ["precious"]
+    assert stored(reader)["candle_count"] == 192
+    told = [record.message for record in caplog.records if "another program" in record.message]
+    assert told == [
+        f"Redis key {key} holds a list of another program; rename or delete it, or choose another REDIS_DB"
+    ]
+
+
+def test_nothing_is_written_before_the_keys_were_looked_at(exchange, redis_url, reader):
+    """When the look at the keys fails, what was fetched waits for the next one."""
+    with started(exchange, redis_url) as rig:
+        reader.rpush(KEY, "precious")
+        rig.feeds[0].due_ms = rig.feeds[0].regular_due_ms = 0
+        rig.store._retry_at, rig.store.away_reason = rig.clock.monotonic() + 0.001, "Redis is away"
+        rig.service._without_foreign(rig.feeds)
+        rig.service._update(rig.feeds[0])
+        assert rig.feeds[0].unsaved
+    assert reader.lrange(KEY, 0, -1) == ["precious"]
+
+
+def test_a_broken_off_fill_is_not_written_when_redis_was_emptied(exchange, redis_url, reader):
+    """Two pages of three are not what a reader shall see, whatever happens to Redis."""
+    with started(exchange, redis_url, FastClock(50), DATA_DAYS=30) as rig:
+        exchange.faults.add("500", times=3, match=lambda params: int(params["limit"]) < 1000)
+        rig.refresh()
+        reader.flushall()
+        rig.service._wait(40)
+        assert not reader.exists(KEY)
+        rig.refresh()
+    assert stored(reader)["candle_count"] == 2880
+
+
+def test_redis_is_served_while_the_exchange_has_banned_us(exchange, redis_url, reader):
+    """During a pause in mid-cycle, what Redis lost is written again, and the pause is kept again too."""
+    with started(exchange, redis_url, FastClock(50)) as rig:
+        rig.refresh()
+        before = stored(reader)["candles"]
+        exchange.faults.retry_after_seconds = 400
+        exchange.faults.add("418")
+        worker = in_background(rig.refresh)
+        eventually(lambda: reader.exists("tet:system:pause"))
+        reader.flushall()
+        eventually(lambda: reader.exists(KEY, "tet:system:pause") == 2)
+        assert stored(reader)["candles"] == before
+        rig.clock.stop()
+        worker.join()
+
+
+def test_one_feed_that_cannot_be_written_does_not_hold_up_the_others(exchange, redis_url, reader):
+    """After Redis was emptied all that can be written is, whatever stands under one of the keys."""
+    with started(exchange, redis_url, FastClock(50), SYMBOLS="BTC/USDT,ETH/USDT") as rig:
+        rig.refresh()
+        reader.flushall()
+        reader.rpush(KEY, "precious")
+        in_background(lambda: rig.service._wait(60))
+        eventually(lambda: reader.exists("tet:kline:15m:ETH_USDT"))
+        rig.clock.stop()
+    assert reader.lrange(KEY, 0, -1) == ["precious"]
 
 
 # Bounds
