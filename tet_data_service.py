@@ -1385,6 +1385,11 @@ def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> i
     return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
 
 
+def workers_needed(rate: float, request_seconds: float, most: int) -> int:
+    """How many requests must be under way to keep ``rate`` per second when each takes so long, with slack."""
+    return min(most, 1 + math.ceil(rate * request_seconds * 1.5))
+
+
 class Estimate(NamedTuple):
     """What a configuration costs: requests and bytes per hour, and memory for the candles."""
 
@@ -1681,6 +1686,7 @@ class Binance:
         self.on_request: Callable[[str, float], None] = lambda status, seconds: None
         self.attempts = ATTEMPTS
         self.requests = 0
+        self.request_seconds = 0.1  # what one takes of late, a moving mean
         self.errors: Counter[str] = Counter()
         self._config = config
         self._clock = clock
@@ -1785,7 +1791,9 @@ class Binance:
             came_through = True
         finally:
             self.gates.leave(came_through)
-            self.on_request(status, self._clock.monotonic() - began)
+            took = self._clock.monotonic() - began
+            self.request_seconds += (took - self.request_seconds) * 0.1
+            self.on_request(status, took)
         if reply.status != 200:
             raise _error_of(reply)
         return reply
@@ -2450,10 +2458,18 @@ class Service:
             self.cycle()
 
     def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
-        """Let the workers update the feeds, `BATCH_SIZE` handed out at a time."""
+        """Let the workers update the feeds, no more at a time than keep the exchange busy at our rate.
+
+        Threads that only wait for their turn cost time and memory; the pool starts one for each feed
+        handed out while the others are at work.
+        """
         waiting = iter(feeds)
         while True:
-            room = self._config.batch_size - len(self._running)
+            rate, seconds = self._config.api_requests_per_sec, self._binance.request_seconds
+            needed = workers_needed(
+                rate, seconds, min(self._config.concurrent_requests, self._config.batch_size)
+            )
+            room = max(0, needed - len(self._running))
             self._running |= {self._pool.submit(self._update, feed) for feed in islice(waiting, room)}
             if not self._running:
                 return
