@@ -2563,11 +2563,14 @@ class Service:
                 "candle_closed": end_ms > known_end_ms > 0,
             }
             value = stored_value(series, self._wanted(feed), now_ms, closed_only)
-            feed.unsaved = True
-            if not feed.checked:
-                unasked = "Redis could not be asked whether the keys are free to be written"
-                raise StoreError(self._store.away_reason or unasked)
-            self._store.save(feed.timeframe, feed.pair, value, feed.fetched_ms, announcement)
+            try:
+                if not feed.checked:
+                    unasked = "Redis could not be asked whether the keys are free to be written"
+                    raise StoreError(self._store.away_reason or unasked)
+                self._store.save(feed.timeframe, feed.pair, value, feed.fetched_ms, announcement)
+            except StoreError:
+                feed.unsaved = True
+                raise
             feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, feed.fetched_ms, end_ms
             feed.completeness = completeness(series, self._wanted(feed), closed_only)
             if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):

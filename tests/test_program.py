@@ -219,6 +219,7 @@ def test_the_start_says_what_will_happen(exchange, redis_url):
         "cycle updated=1 failed=0",
     ):
         assert text in log
+    assert "takes data again" not in log  # that is for a Redis that had refused
 
 
 def test_json_logs_are_one_object_a_line(exchange, redis_url):
