@@ -214,7 +214,9 @@ def test_a_pause_stops_every_thread(exchange, redis_url, reader, kind):
     refused = next(n for n, request in enumerate(exchange.requests) if request.fault == kind)
     answered = exchange.requests[refused].at_monotonic + 0.05
     times = [request.at_monotonic for request in exchange.requests]
-    assert not [t for t in times if answered + 0.1 < t < answered + 1.9]
+    assert not [
+        t for t in times if answered + 0.5 < t < answered + 1.9
+    ]  # under way when it came, on a busy machine
     after = sorted(t for t in times if t > answered + 1.9)
     assert after[1] - after[0] > 0.04  # the others waited until the first had come through
 
