@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from rig import PROGRAM, clean_environment, run_program, started
+from rig import PROGRAM, clean_environment, eventually, run_program, started, unused_port
 
 import tet_data_service as tet
 
@@ -66,21 +70,112 @@ def test_the_example_file_as_it_is_asks_for_keys(tmp_path):
     assert "BINANCE_API_KEY: missing; set it, or run without keys" in done.stderr
 
 
+#: Run elsewhere: these make what CI runs, and tests/test_build.py runs the build.
+RUN_ELSEWHERE = {"make dev-setup", "make check", "make test", "./build.sh"}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the project as a newcomer has it, with the development environment at hand."""
+    folder = tmp_path / "project"
+    made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", ".*_cache", "*.egg-info", "config.txt")
+    shutil.copytree(ROOT, folder, ignore=made)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    return folder
+
+
+@pytest.fixture
+def in_checkout(checkout, exchange, redis_url):
+    """How a shell is started there, with the test's servers in its environment."""
+    servers = {
+        "BINANCE_BASE_URL": exchange.url,
+        "REDIS_ADDR": redis_url,
+        "SYMBOLS": "BTC/USDT",
+        "DATA_DAYS": "1",
+    }
+    return {"cwd": checkout, "env": clean_environment(PYTHON=sys.executable, **servers), "text": True}
+
+
+def shell_blocks():
+    """The README's shell commands, block by block, without those that are run elsewhere."""
+    texts = [textwrap.dedent(text) for text in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+    kept = ([line for line in text.strip().splitlines() if line not in RUN_ELSEWHERE] for text in texts)
+    return [lines for lines in kept if lines]
+
+
+def test_the_demo_command_runs(in_checkout, tmp_path):
+    """The first command of the README, as it stands, until Ctrl-C."""
+    assert shell_blocks()[0] == ["./run.sh --demo"]
+    with (tmp_path / "demo.txt").open("w+") as screen:
+        demo = subprocess.Popen(["./run.sh", "--demo"], stdout=screen, stderr=screen, **in_checkout)
+        eventually(lambda: "Ctrl-C ends it" in (tmp_path / "demo.txt").read_text(), 60)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(10) == 0
+
+
+def test_the_commands_for_real_run(in_checkout, checkout):
+    """config.txt, its check, and the service under nohup."""
+    write, start = shell_blocks()[1:3]
+    done = subprocess.run(["bash", "-ec", "\n".join(write)], capture_output=True, check=False, **in_checkout)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^PUBLIC_DATA +true +config.txt line \d+$", done.stdout, re.M)
+    script = "\n".join([*start, "echo $!"])
+    shell = subprocess.run(["bash", "-ec", script], stdout=subprocess.PIPE, check=True, **in_checkout)
+    eventually(lambda: "cycle updated=1" in (checkout / "tet.log").read_text(), 60)
+    os.kill(int(shell.stdout), signal.SIGTERM)
+    eventually(lambda: "INFO    stopped" in (checkout / "tet.log").read_text())
+
+
+def test_the_commands_for_developers_run(in_checkout):
+    """The source against the simulated exchange, by hand."""
+    (lines,) = shell_blocks()[3:]
+    script = "\n".join(["trap 'kill $(jobs -p)' EXIT", *lines]).replace("9100", str(unused_port()))
+    script = script.replace("&\n", "& sleep 1\n")  # as long as it takes to type the next line
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=False, **in_checkout)
+    assert "cycle updated=1 failed=0" in done.stderr, done.stderr
+
+
 def test_every_flag_in_the_readme_exists():
-    """No command in the README has a flag that the programs do not know."""
+    """No flag in the README is unknown to the programs."""
     known = run_program("--help").stdout
     simulator = [sys.executable, str(ROOT / "simulated_binance.py"), "--help"]
     known += subprocess.run(simulator, capture_output=True, text=True, check=True).stdout
-    shell = "\n".join(blocks("sh"))
-    assert {flag for flag in re.findall(r"--[a-z-]+", shell) if flag not in known} == set()
+    of_others = {"--file", "--build", "--detach"}  # docker's
+    assert {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", README) if flag not in known} <= of_others
+
+
+def test_every_file_in_the_readme_exists():
+    """What the README names in deploy/, and its scripts, are there."""
+    names = set(re.findall(r"deploy/[\w.-]+\w|\b(?:run|build)\.(?:sh|bat)|config\.example", README))
+    assert len(names) > 7
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_every_make_target_in_the_readme_exists():
-    """The make commands of the README are in the Makefile."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {word for line in re.findall(r"^make (.*)$", README, re.MULTILINE) for word in line.split()}
-    assert named
+    """The make commands of the README are in the Makefile, and each target has its line of help."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):.* ## ", makefile, re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)\b", README)) - {"a", "both"}
+    assert len(named) > 4
     assert named <= targets
+    assert targets >= set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
+
+
+def test_the_javascript_example_runs_as_printed(exchange, redis_url, tmp_path):
+    """The example reads what the service wrote, and prints the newest closed candle."""
+    if not shutil.which("npm"):
+        pytest.skip("needs Node.js with npm")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "redis@5"]
+    if subprocess.run(install, cwd=tmp_path, capture_output=True, timeout=90, check=False).returncode:
+        pytest.skip("the package redis cannot be had from npm here")
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+    (example,) = blocks("js")
+    script = tmp_path / "example.mjs"
+    script.write_text(example.replace("{ database: 1 }", f'{{ url: "{redis_url}", database: 1 }}'))
+    done = subprocess.run(["node", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2026-01-15T11:45:00Z" in done.stdout
 
 
 def test_the_pandas_example_runs_as_printed(exchange, redis_url, tmp_path):
