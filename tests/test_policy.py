@@ -268,3 +268,18 @@ def test_each_pair_costs_the_same(pairs):
 def test_closes_bring_updates_beyond_the_interval():
     """Candles of a minute are updated each minute, however long the interval is."""
     assert tet.estimate(10, settings(TIMEFRAME="1m", UPDATE_INTERVAL=540)).requests == 600
+
+
+@pytest.mark.parametrize(
+    ("rate", "request_seconds", "workers"),
+    [
+        pytest.param(15, 0.005, 1, id="a near exchange keeps one busy"),
+        pytest.param(15, 0.05, 2, id="50 ms"),
+        pytest.param(15, 0.3, 7, id="far away"),
+        pytest.param(15, 5, 12, id="never more than allowed"),
+        pytest.param(0.01, 0.05, 1, id="never fewer than one"),
+    ],
+)
+def test_as_many_workers_as_the_rate_needs(rate, request_seconds, workers):
+    """Rate times latency is what must be under way, and half as much again for slack."""
+    assert tet.workers_needed(rate, request_seconds, 12) == workers

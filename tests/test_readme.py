@@ -141,7 +141,9 @@ def test_every_flag_in_the_readme_exists():
     simulator = [sys.executable, str(ROOT / "simulated_binance.py"), "--help"]
     known += subprocess.run(simulator, capture_output=True, text=True, check=True).stdout
     of_others = {"--file", "--build", "--detach"}  # docker's
-    assert {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", README) if flag not in known} <= of_others
+    assert {
+        flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", README) if flag not in known
+    } <= of_others
 
 
 def test_every_file_in_the_readme_exists():
