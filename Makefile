@@ -44,6 +44,9 @@ check: $(READY) ## Lint, check the format and the types
 soak: $(READY) ## Run 1,000 cycles with time passing quickly (CYCLES=n), print what the process holds
 	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000)
 
+bench: $(READY) ## Measure the cost of a refresh beside what people would use instead (QUICK=1: 25 pairs only)
+	$(BIN)/python bench/bench.py $(if $(QUICK),--quick)
+
 bench-freshness: $(READY) ## Measure from close to Redis over an hour (MINUTES=n)
 	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
 
@@ -67,5 +70,5 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench-freshness health
+.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness health
 .PHONY: docker-build docker-run docker-stop docker-logs clean

@@ -2,7 +2,9 @@
 
 The service runs in this process, its worker's work done in the main thread. A timer that counts CPU
 time, not waiting, interrupts it; the innermost frame of a file we know tells whose time it was. That
-costs nothing between two ticks, and so does not distort as a tracing profiler would. What the real
+costs nothing between two ticks, and so does not distort as a tracing profiler would. The limit of
+requests per second is off: its even beat would let the ticks meet the same moments again and again.
+What the real
 program adds, threads that wake each other and its work between cycles, is the table's steady refresh
 less the figure here.
 """
@@ -57,6 +59,17 @@ class Inline:
         """Nothing is to be ended."""
 
 
+class Unlimited:
+    """In place of the token bucket: there is always a token."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def reserve(self, _: float) -> float:
+        """How long to wait for one."""
+        return 0.0
+
+
 class Sampler:
     """Counts, at each tick of the process's CPU time, whose code runs."""
 
@@ -100,28 +113,29 @@ def refresh(service: rig.Rig) -> None:
 
 
 def show_shares(exchange_url: str, redis_port: int, names: list[str]) -> None:
-    """Fill the pairs, refresh them `CYCLES` times under the sampler, and print the shares."""
+    """Fill the pairs, refresh them `CYCLES` times, each under the sampler, and print the shares."""
     tet.ThreadPoolExecutor = Inline  # type: ignore[misc, assignment]
+    tet.TokenBucket = Unlimited  # type: ignore[misc, assignment]
     exchange: Any = SimpleNamespace(url=exchange_url)
     given = {"DATA_DAYS": 30, "SYMBOLS": ",".join(names), "CONCURRENT_REQUESTS": 1}
     with rig.started(exchange, f"127.0.0.1:{redis_port}", **given) as service:
-        refresh(service)
-        with Sampler() as sampler:
-            began = time.process_time()
-            for _ in range(CYCLES):
-                refresh(service)
-            cpu_ms = (time.process_time() - began) * 1000 / (CYCLES * len(names))
-    _print(sampler, cpu_ms, len(names))
+        for what, cycles in (("A cold fill", 1), ("A steady refresh", CYCLES)):
+            with Sampler() as sampler:
+                began = time.process_time()
+                for _ in range(cycles):
+                    refresh(service)
+                cpu_ms = (time.process_time() - began) * 1000 / (cycles * len(names))
+            _print(f"{what}, {len(names)} pairs x {cycles}, one thread", sampler, cpu_ms)
 
 
-def _print(sampler: Sampler, cpu_ms: float, pairs: int) -> None:
+def _print(title: str, sampler: Sampler, cpu_ms: float) -> None:
     """The shares as a table: owners, and the places of each that took most."""
     ticks = sampler.owners.total()
-    print(f"A steady refresh, {pairs} pairs x {CYCLES}, one thread: {cpu_ms:.2f} ms of CPU ({ticks} samples,")
-    print("a sampler driven by CPU time, standard library)\n")
+    print(f"\n{title}: {cpu_ms:.2f} ms of CPU per pair")
+    print(f"({ticks} samples by a timer that counts CPU time, see bench/shares.py)\n")
     for owner, count in sampler.owners.most_common():
         print(f"{owner:<48}{count / ticks:>7.1%}{count / ticks * cpu_ms:>8.2f} ms")
         places = [(number, place) for (name, place), number in sampler.places.items() if name == owner]
         for number, place in sorted(places, reverse=True)[:10]:
             if number / ticks >= 0.01:
-                print(f"    {place:<44}{number / ticks:>7.1%}{number / ticks * cpu_ms:>8.2f} ms")
+                print(f"    {place[:43]:<44}{number / ticks:>7.1%}{number / ticks * cpu_ms:>8.2f} ms")
