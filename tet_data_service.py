@@ -1914,7 +1914,9 @@ def connect_http(config: Config) -> httpx.Client:
     try:
         return httpx.Client(
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(workers + 1, max_keepalive_connections=workers, keepalive_expiry=30.0),
+            limits=httpx.Limits(
+                max_connections=workers + 1, max_keepalive_connections=workers, keepalive_expiry=30.0
+            ),
             headers={"User-Agent": f"tet-data-service/{__version__}", "Accept-Encoding": "gzip"},
             follow_redirects=False,
             trust_env=not local,
