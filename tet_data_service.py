@@ -196,9 +196,10 @@ class TetError(Exception):
 class ConfigError(TetError):
     """The settings are wrong. ``problems`` has one line for each thing to mend."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
 
 
 class Stopped(TetError):
@@ -657,6 +658,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[st
     """Read a dotenv file: its settings by name, its problems, and its warnings, one line each.
 
     Values are taken as they stand, without substitution of ``${NAME}``: a password may hold a dollar.
+    Raises ConfigError when it cannot be read: what it would have said is then not missing.
     """
     from dotenv.parser import parse_stream
 
@@ -669,7 +671,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[st
             bindings = list(parse_stream(stream))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        return {}, [f"--config {path}: cannot be read: {reason}"], []
+        raise ConfigError([f"--config {path}: cannot be read: {reason}"]) from error
     for binding in bindings:
         text = binding.original.string
         line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
@@ -727,7 +729,7 @@ def resolve_config(
         values["binance_base_url"] = values["binance_base_url"] or _default_base_url(values)
     problems += _conflicts(values, origins)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, warnings)
     config = Config(**values)
     return Resolved(config, origins, (*warnings, *_cautions(config, origins)))
 
@@ -2025,6 +2027,9 @@ class Store:
             self._retry_at = self._clock.monotonic() + wait_seconds
             where = _without_password(self._config.redis_addr)
             self.away_reason = _with_remedy(f"Redis at {where} does not answer: {error}")
+        if self._failures == 1:
+            text = "redis is away; what is fetched is kept in memory until it is back"
+            say(logging.WARNING, text, reason=self.away_reason)
         return StoreError(self.away_reason)
 
     @property
@@ -2915,7 +2920,9 @@ class Service:
         ]
         if not feeds:
             reasons.append(figures.waiting_for or "no symbol to update")
-        return {"live": live, "ready": bool(feeds) and not stale, "reasons": reasons}
+        if away := self._store.away_reason:
+            reasons.append(away)
+        return {"live": live, "ready": bool(feeds) and not stale and not away, "reasons": reasons}
 
     def ages(self) -> Iterator[tuple[str, str, float]]:
         """Symbol, timeframe and seconds since the last good update, for those that had one."""
@@ -3068,7 +3075,7 @@ class Exporter:
         self._histograms: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Listen, when HTTP_ADDR is set. Raises ConfigError when the address cannot be had."""
+        """Listen, when HTTP_ADDR is set. Raises TetError when the address cannot be had."""
         if not self._config.http_addr:
             return
         import prometheus_client as prometheus
@@ -3083,7 +3090,7 @@ class Exporter:
             self._server = _bounded_server(self._config.http_addr, self.CLIENTS_MOST, self._handler())
         except OSError as error:
             where = _host_and_port(*self._config.http_addr)
-            raise ConfigError([f"HTTP_ADDR {where} cannot be listened on: {error.strerror}"]) from error
+            raise TetError(f"HTTP_ADDR {where} cannot be listened on: {error.strerror}") from error
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
         address = _host_and_port(self._config.http_addr[0], self._server.server_port)
         say(logging.INFO, "serving /health and /metrics", address=address)
@@ -3158,7 +3165,10 @@ class Exporter:
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 (the base class dictates the name)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing: who scrapes is no news."""
@@ -3294,7 +3304,10 @@ def read_report(config: Config, store: Store, local_ms: int) -> Report:
     now_ms = local_ms
     if found and isinstance(status.get("written"), str):
         now_ms = parse_iso_time(status["written"]) + round((silent_seconds or 0) * SECOND_MS)
-    names = status.get("symbols") or [name for name in config.symbols if "/" in name]
+    known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
+    aside = status.get("invalid_symbols") or {}
+    names = [known.get(name.replace("/", ""), name) for name in config.symbols if name not in aside]
+    names = [name for name in dict.fromkeys(names) if "/" in name]
     feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
     failed = status.get("failed_symbols") or {}
     rows = [
@@ -3904,10 +3917,11 @@ def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
     if what == "health":
         with connect_http(config) as http:
             return show_health(config, clock, Binance(config, clock, http), store, as_json=as_json)
-    while watch:
-        click.clear()
-        show_status(config, store, as_json=as_json)
-        time.sleep(WATCH_SECONDS)
+    with suppress(KeyboardInterrupt):
+        while watch:
+            click.clear()
+            show_status(config, store, as_json=as_json)
+            time.sleep(WATCH_SECONDS)
     return show_status(config, store, as_json=as_json)
 
 
@@ -3989,6 +4003,8 @@ def main(
     if (as_json and not look_at) or (watch and look_at != "status"):
         raise click.UsageError("--json goes with --status or --health-check, --watch with --status")
     given = {name: text for name, text in flags.items() if text is not None}
+    if look_at == "status":
+        given["PUBLIC_DATA"] = "true"  # it reads Redis alone: no key is needed
     try:
         if as_demo:
             _end_process(demo(given, once=once))
@@ -3996,6 +4012,8 @@ def main(
     except ConfigError as error:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
+        for warning in error.warnings:
+            click.echo(f"warning: {warning}", err=True)
         click.echo("Nothing was started. --help lists the settings.", err=True)
         sys.exit(EXIT_USAGE)
     if check_config:

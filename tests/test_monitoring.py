@@ -130,6 +130,19 @@ def test_status_names_what_is_stale(exchange, redis_url, look, reader):
     assert "failed: ETH/USDT 15m: Binance answers HTTP 500" in done.stdout
 
 
+def test_status_looks_at_the_symbols_asked_for(running, look):
+    """A pair that the service does not keep is missing, whatever the others are."""
+    done = look("--status", "--symbols=BTC/USDT,FOO/USDT")
+    assert done.returncode == 1
+    assert "1 of 2 missing: FOO/USDT" in done.stdout
+
+
+def test_status_needs_no_keys(redis_url):
+    """It reads Redis alone."""
+    done = run_program(f"--redis={redis_url}", "--status")
+    assert (done.returncode, "BINANCE_API_KEY" in done.stderr) == (1, False)
+
+
 def test_status_tells_a_foreign_value_from_ours(running, look, reader):
     """A value that is damaged, or of another type, is named and not taken for data."""
     reader.set("tet:kline:15m:BTC_USDT", "hello")
@@ -246,6 +259,26 @@ def test_health_over_http_tells_of_stale_data(exchange, redis_url):
         assert get(f"http://{address}/health/ready")[0] == 503
 
 
+def test_health_over_http_tells_of_a_redis_that_is_gone(exchange, redis_url):
+    """What readers cannot read is not ready, however fresh it was."""
+    address = f"127.0.0.1:{unused_port()}"
+    with started(exchange, redis_url, HTTP_ADDR=address) as rig:
+        rig.service._exporter.start()
+        rig.refresh()
+        assert get(f"http://{address}/health")[0] == 200
+        rig.store._away(OSError("gone"))
+        status, body = get(f"http://{address}/health")
+    assert status == 503
+    assert "does not answer" in json.loads(body)["reasons"][0]
+
+
+def test_health_can_be_asked_by_head(running):
+    """Uptime monitors ask with HEAD."""
+    request = urllib.request.Request(f"{running.url}/health", method="HEAD")
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert (reply.status, reply.read()) == (200, b"")
+
+
 def test_health_over_http_tells_of_a_dead_loop(exchange, redis_url):
     """A main loop that does not beat is a 503 on /health/live."""
     address = f"127.0.0.1:{unused_port()}"
@@ -257,13 +290,13 @@ def test_health_over_http_tells_of_a_dead_loop(exchange, redis_url):
 
 
 def test_an_address_in_use_is_an_error_that_names_the_setting(exchange, redis_url):
-    """HTTP_ADDR that another program has: exit code 2, before anything is fetched."""
+    """HTTP_ADDR that another program has: exit code 1, since it may be free later; nothing is fetched."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run_program(
             "--public", f"--base-url={exchange.url}", f"--redis={redis_url}", f"--http={address}"
         )
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"HTTP_ADDR {address} cannot be listened on" in done.stderr
     assert exchange.requests == []
 
