@@ -3538,6 +3538,11 @@ KEEPER = (
 )
 
 
+def data_folder(config: Config) -> Path:
+    """Where the embedded server keeps its data."""
+    return Path(config.data_dir).expanduser().absolute() if config.data_dir else default_data_dir().absolute()
+
+
 def default_data_dir() -> Path:
     """Where the embedded server keeps its data when DATA_DIR does not say."""
     if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory
@@ -3696,8 +3701,8 @@ def store_config(config: Config, ports: Iterable[int] = EMBEDDED_PORTS) -> Itera
     if os.name != "posix":
         find_server()
     candles_mb = estimate(len(config.symbols), config).candles_bytes // 1_000_000
-    folder = Path(config.data_dir).expanduser() if config.data_dir else default_data_dir()
-    server = EmbeddedServer(folder.absolute(), ports, 256 + 3 * candles_mb)
+    folder = data_folder(config)
+    server = EmbeddedServer(folder, ports, 256 + 3 * candles_mb)
     try:
         server.start()
         address = f"redis://127.0.0.1:{server.port}"
@@ -3710,7 +3715,7 @@ def find_embedded(config: Config) -> Config:
     """The settings with the address of the embedded server that runs now, for those who only look."""
     if config.redis_addr != EMBEDDED:
         return config
-    folder = Path(config.data_dir).expanduser() if config.data_dir else default_data_dir()
+    folder = data_folder(config)
     try:
         port = int((folder / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):
