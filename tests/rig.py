@@ -61,6 +61,13 @@ class Rig:
         self.service.cycle()
         self.service.settle()
 
+    def an_hour_later(self) -> None:
+        """Let an hour pass at the exchange, look at the symbols as the idle service does, and refresh."""
+        self.exchange.clock.advance(HOUR + 1)
+        self.binance.sync_clock()
+        self.service.idle()
+        self.refresh()
+
     @property
     def feeds(self) -> list[tet.Feed]:
         """The feeds the service works on."""

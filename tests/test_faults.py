@@ -347,10 +347,7 @@ def test_a_symbol_delisted_in_mid_run_is_set_aside_at_the_hourly_look(exchange, 
     with started(exchange, redis_url, SYMBOLS="BTC/USDT,ETH/USDT") as rig:
         rig.refresh()
         exchange.market.symbols["ETHUSDT"].status = "BREAK"
-        exchange.clock.advance(HOUR + 1)
-        rig.binance.sync_clock()
-        rig.service.idle()
-        rig.refresh()
+        rig.an_hour_later()
         assert [feed.pair.name for feed in rig.feeds] == ["BTC/USDT"]
     assert stored(reader, "15m:ETH_USDT")["candle_count"] == 192
 

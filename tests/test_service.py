@@ -415,10 +415,7 @@ def test_a_symbol_that_returns_is_taken_up_again(exchange, redis_url, reader):
     with started(exchange, redis_url, SYMBOLS="BTC/USDT,ETH/USDT") as rig:
         rig.refresh()
         exchange.market.symbols["ETHUSDT"].status = "TRADING"
-        exchange.clock.advance(HOUR + 1)
-        rig.binance.sync_clock()
-        rig.service.idle()
-        rig.refresh()
+        rig.an_hour_later()
     assert stored(reader, "15m:ETH_USDT")["candle_count"] == 192
 
 
