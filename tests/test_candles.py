@@ -29,9 +29,14 @@ def parse(rows, first=START, last=START + 100 * STEP, limit=1000):
     return tet.parse_klines(json.dumps(rows).encode(), TF, first, last, limit)
 
 
+def candle(open_ms, ohlcv):
+    """One candle of these five texts."""
+    return tet.make_candles([open_ms], [[text] for text in ohlcv])[0]
+
+
 def candles_from(numbers, price="1"):
     """Candles at these positions of the grid, all at one price."""
-    return [tet.make_candle(START + n * STEP, [price, price, price, price, str(n)]) for n in numbers]
+    return [candle(START + n * STEP, [price, price, price, price, str(n)]) for n in numbers]
 
 
 # One candle
@@ -51,14 +56,14 @@ def candles_from(numbers, price="1"):
 )
 def test_a_decimal_keeps_its_value_and_loses_its_trailing_zeros(sent, stored):
     """The stored text is the exchange's exact value."""
-    entry = tet.make_candle(START, [sent] * 5).entry.replace("\\", "")
+    entry = candle(START, [sent] * 5).entry.replace("\\", "")
     assert json.loads("{" + entry + "}") == {"2026-01-15T12:00:00Z": dict.fromkeys(tet.OHLCV, stored)}
 
 
 @given(st.decimals(min_value=Decimal("1e-8"), max_value=Decimal("1e12"), places=8))
 def test_any_price_is_stored_exactly(price):
     """No price changes its value on the way into the stored text."""
-    entry = tet.make_candle(START, [format(price, "f")] * 5).entry
+    entry = candle(START, [format(price, "f")] * 5).entry
     assert Decimal(entry.split('\\"')[5]) == price
 
 
@@ -223,7 +228,7 @@ def test_a_merge_leaves_the_old_series_alone(first, second):
 def test_the_memory_of_a_month_is_below_the_target():
     """2880 candles of real size take less than 0.6 MB."""
     row = ["108150.12", "108200.99", "108100.01", "108111.11", "1234.56789"]
-    candles = [tet.make_candle(START + n * STEP, row) for n in range(2880)]
+    candles = [candle(START + n * STEP, row) for n in range(2880)]
     series = tet.Series(TF).merge(candles, False, 2880)
     parts = (series, series.body, series.opens, series.lengths)
     assert sum(map(sys.getsizeof, parts)) < 600_000
@@ -274,9 +279,9 @@ def test_an_answer_older_than_what_is_held_undoes_nothing():
 
 def test_a_forming_candle_never_shrinks():
     """Of two states of the forming candle the one with more volume is the newer."""
-    less = [tet.make_candle(START + 4 * STEP, ["1", "1", "1", "1", "3.5"])]
+    less = [candle(START + 4 * STEP, ["1", "1", "1", "1", "3.5"])]
     assert tet.absorb(held(), less, START + 4 * STEP + 60_000, 100).entry(4) == held().entry(4)
-    more = [tet.make_candle(START + 4 * STEP, ["1", "1", "1", "1", "4.5"])]
+    more = [candle(START + 4 * STEP, ["1", "1", "1", "1", "4.5"])]
     assert tet.absorb(held(), more, START + 4 * STEP + 60_000, 100).entry(4) == more[0].entry
 
 
