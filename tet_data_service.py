@@ -67,9 +67,9 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -1509,9 +1509,13 @@ class Clock:
         """Make every wait end, now and from now on."""
         self._stop.set()
 
+    def is_stopped(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stop.is_set()
+
     def check(self) -> None:
         """Raise Stopped when a stop was asked for."""
-        if self._stop.is_set():
+        if self.is_stopped():
             raise Stopped
 
     def sleep(self, seconds: float) -> None:
@@ -2503,24 +2507,35 @@ class Service:
             self.cycle()
 
     def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
-        """Let the workers update the feeds, no more at a time than keep the exchange busy at our rate.
+        """Let workers update the feeds, no more of them than keep the exchange busy at our rate.
 
-        Threads that only wait for their turn cost time and memory; the pool starts one for each feed
-        handed out while the others are at work.
+        Each takes one feed after the other: threads that wake only to wait for their turn, or to hand
+        out the next one, cost more than the work. Whether more are needed is seen at each tick.
         """
-        waiting = iter(feeds)
+        waiting = deque(feeds)
         while True:
-            rate, seconds = self._config.api_requests_per_sec, self._binance.request_seconds
-            needed = workers_needed(
-                rate, seconds, min(self._config.concurrent_requests, self._config.batch_size)
-            )
-            room = max(0, needed - len(self._running))
-            self._running |= {self._pool.submit(self._update, feed) for feed in islice(waiting, room)}
+            missing = min(self._workers_needed() - len(self._running), len(waiting))
+            self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
             if not self._running:
                 return
-            done, self._running = wait(self._running, TICK_SECONDS, FIRST_COMPLETED)
-            step(len(done))
+            before = len(waiting)
+            _, self._running = wait(self._running, TICK_SECONDS)
+            step(before - len(waiting))
             self._tick()
+
+    def _workers_needed(self) -> int:
+        config = self._config
+        most = min(config.concurrent_requests, config.batch_size)
+        return workers_needed(config.api_requests_per_sec, self._binance.request_seconds, most)
+
+    def _work(self, feeds: deque[Feed]) -> None:
+        """Update one feed after the other until none is left, or a stop is asked for."""
+        while not self._clock.is_stopped():
+            try:
+                feed = feeds.popleft()
+            except IndexError:
+                return
+            self._update(feed)
 
     def _update(self, feed: Feed) -> None:
         """Bring one feed up to date: the thread boundary, where every failure ends as a reason."""
