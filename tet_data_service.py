@@ -13,7 +13,8 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
       "low", "close", "volume"}``, each a decimal string, the exchange's value with trailing zeros
       cut; oldest first, no duplicates, on the timeframe's grid, at most N candles.
     * ``last_candle_time``, ``last_update``, ``data_start``: open time of the newest candle, time of
-      this write, open time of the oldest candle.
+      this write (an update that changes no candle leaves the value as it is), open time of the oldest
+      candle.
     * ``data_end``: the end (exclusive) of the newest candle known to be closed. A candle that opens
       at ``data_end`` or later is still forming.
     * ``data_completeness``: ``candle_count`` / N, at most 1; N is how many candles of the timeframe
@@ -1168,6 +1169,14 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
     return b"".join((b'{"ohlcv_data":"{', series.view(start, end), b'}",', tail[1:]))
 
 
+def stores_the_same(old: Series | None, new: Series, closed_only: bool) -> bool:
+    """Whether the stored values of two states of a series have the same candles, of the same finality."""
+    if old is None or not old or old.final_end_ms != new.final_end_ms:
+        return False
+    ends = old.stored_count(closed_only), new.stored_count(closed_only)
+    return old.opens[: ends[0]] == new.opens[: ends[1]] and old.view(0, ends[0]) == new.view(0, ends[1])
+
+
 class Stored(NamedTuple):
     """What a stored value holds: the candles, and when it was written (ms)."""
 
@@ -2015,7 +2024,7 @@ STORE_REMEDIES = (
 class Store:
     """Keeps values in Redis.
 
-    Plain commands only: PING, GET, GETRANGE, SET, EXISTS, TYPE, PTTL, PUBLISH, MULTI, EXEC.
+    Plain commands only: PING, GET, GETRANGE, SET, STRLEN, EXISTS, EXPIRE, TYPE, PTTL, PUBLISH, MULTI, EXEC.
     All methods raise StoreError. After a failed connection the next one waits, doubling to half a
     minute; until then every call fails at once, so that workers do not queue up for time-outs.
     """
@@ -2108,6 +2117,26 @@ class Store:
 
         self._call(act)
 
+    def prolong(
+        self, timeframe: Timeframe, pair: Pair, length: int, good_ms: int, announcement: Mapping[str, object]
+    ) -> bool:
+        """Write of a pair's two keys only what must change where the candles did not: one round trip.
+
+        That is the time of the last good update, and the expiry; it is announced all the same. Returns
+        whether the value is still there, of ``length`` bytes as it was written.
+        """
+        config = self._config
+
+        def act() -> bool:
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.strlen(kline_key(timeframe, pair))
+                pipe.expire(kline_key(timeframe, pair), config.kline_ttl)
+                pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=config.timestamp_ttl)
+                pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
+                return bool(pipe.execute()[0] == length)
+
+        return self._call(act)
+
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
         self._refuse_foreign(STATUS_KEY)
@@ -2134,16 +2163,18 @@ class Store:
         except (BadReply, KeyError, TypeError, ValueError):
             return None
 
-    def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[bytes | Exception]:
-        """The last `TAIL_BYTES` of each value, empty where there is none; one round trip."""
+    def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
+        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; one round trip."""
 
-        def act() -> list[bytes | Exception]:
+        def act() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:
                 for pair, timeframe in feeds:
                     pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
+                    pipe.get(timestamp_key(timeframe, pair))
                 return list(pipe.execute(raise_on_error=False))
 
-        return self._call(act)
+        found = self._call(act)
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def try_write(self) -> None:
         """See whether Redis takes writes, with a key that is gone a second later."""
@@ -2239,13 +2270,14 @@ class Feed:
     completeness: float = 0.0
     checked: bool = False  # whether its keys hold nothing of another program
     unsaved: bool = False
+    written_bytes: int = 0  # the stored value's length, while it has the series' candles; 0: write it whole
     failure: str = ""
     invalid: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is written
 
     def forget(self) -> None:
         """Let the candles go: Redis has them."""
-        self.series, self.looked_up, self.proven = None, False, False
+        self.series, self.looked_up, self.proven, self.written_bytes = None, False, False, 0
 
     @property
     def name(self) -> str:
@@ -2586,6 +2618,8 @@ class Service:
             first_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
             has_forming = first_ms > now_open_ms
             if has_forming or (len(answer.candles) < limit and self._is_silent(feed, first_ms, now_open_ms)):
+                if not stores_the_same(feed.series, series, self._config.closed_only):
+                    feed.written_bytes = 0
                 feed.series, feed.partial = series, None
                 feed.settled, feed.fetched_ms = is_settled(series, answer.asked_ms), self._clock.now_ms()
                 return
@@ -2627,12 +2661,8 @@ class Service:
                 "last_candle_time": iso_time(series.opens[count - 1]),
                 "candle_closed": end_ms > known_end_ms > 0,
             }
-            value = stored_value(series, self._wanted(feed), now_ms, closed_only)
             try:
-                if not feed.checked:
-                    unasked = "Redis could not be asked whether the keys are free to be written"
-                    raise StoreError(self._store.away_reason or unasked)
-                self._store.save(feed.timeframe, feed.pair, value, feed.fetched_ms, announcement)
+                self._write(feed, series, now_ms, announcement)
             except StoreError:
                 feed.unsaved = True
                 raise
@@ -2642,6 +2672,20 @@ class Service:
                 self._note_close((self._clock.now_ms() - end_ms) / SECOND_MS)
             if self._lean:
                 feed.forget()
+
+    def _write(self, feed: Feed, series: Series, now_ms: int, announcement: Mapping[str, object]) -> None:
+        """Write the value whole, or where its candles are in Redis already, what else must change."""
+        if not feed.checked:
+            unasked = "Redis could not be asked whether the keys are free to be written"
+            raise StoreError(self._store.away_reason or unasked)
+        timeframe, pair, good_ms = feed.timeframe, feed.pair, feed.fetched_ms
+        length = feed.written_bytes
+        if length and self._store.prolong(timeframe, pair, length, good_ms, announcement):
+            return
+        feed.written_bytes = 0
+        value = stored_value(series, self._wanted(feed), now_ms, self._config.closed_only)
+        self._store.save(timeframe, pair, value, good_ms, announcement)
+        feed.written_bytes = len(value)
 
     def _note_close(self, seconds: float) -> None:
         """Count a candle that closed while the service was there to see it."""
@@ -2870,7 +2914,7 @@ class Service:
         if not existed and figures.status_written and self._config.status_ttl > 4 * STATUS_SECONDS:
             say(logging.WARNING, "redis has lost what was stored; writing it again")
             for feed in self._feeds.values():
-                feed.unsaved = feed.unsaved or feed.series is not None
+                feed.unsaved, feed.written_bytes = feed.unsaved or feed.series is not None, 0
             if self._binance.gates.pause_left_seconds():
                 self._keep_pause()
         figures.status_written = True
@@ -3346,8 +3390,8 @@ def read_report(config: Config, store: Store, local_ms: int) -> Report:
     feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
     failed = status.get("failed_symbols") or {}
     rows = [
-        _row(pair, timeframe, tail, now_ms, config.max_data_age, failed)
-        for (pair, timeframe), tail in zip(feeds, store.load_tails(feeds), strict=True)
+        _row(pair, timeframe, tail, timestamp, now_ms, config.max_data_age, failed)
+        for (pair, timeframe), (tail, timestamp) in zip(feeds, store.load_tails(feeds), strict=True)
     ]
     return Report(status, silent_seconds, rows, list(_problems_in(status, silent_seconds, rows, config)))
 
@@ -3356,6 +3400,7 @@ def _row(
     pair: Pair,
     timeframe: Timeframe,
     tail: bytes | Exception,
+    timestamp: object,
     now_ms: int,
     max_age_seconds: int,
     failed: Mapping[str, str],
@@ -3367,7 +3412,11 @@ def _row(
     except StoredValueError:
         state = "missing" if tail == b"" else "not ours"
         return Row(pair.name, timeframe.name, 0, 0.0, "", None, "", state)
-    age_seconds = max(0, now_ms - summary.updated_ms) / SECOND_MS
+    updated_ms = summary.updated_ms
+    if isinstance(timestamp, bytes):
+        with suppress(ValueError):  # the candles may be the same since their value was written
+            updated_ms = max(updated_ms, parse_iso_time(timestamp.decode(errors="replace")))
+    age_seconds = max(0, now_ms - updated_ms) / SECOND_MS
     told, name = summary.fields, f"{pair.name} {timeframe.name}"
     state = "stale" if age_seconds > max_age_seconds else "failing" if name in failed else "fresh"
     count, share, newest = told["candle_count"], told["data_completeness"], told["last_candle_time"]

@@ -425,6 +425,50 @@ def test_one_name_spelt_twice_is_one_pair(exchange, redis_url):
         assert [feed.pair.name for feed in rig.feeds] == ["BTC/USDT", "ETH/USDT"]
 
 
+# Updates that change nothing
+
+
+def touched(reader, key="15m:BTC_USDT"):
+    """The stored bytes, their time to live in ms, and the timestamp."""
+    value = f"tet:kline:{key}"
+    return reader.get(value), reader.pttl(value), reader.get(f"tet:timestamp:{key}")
+
+
+def test_an_update_that_changes_no_candle_writes_only_the_timestamp_and_the_expiry(
+    exchange, redis_url, reader
+):
+    """The value stays as it was, byte for byte, and lives as long as if it were written anew."""
+    with started(exchange, redis_url, CLOSED_ONLY="true") as rig:
+        rig.refresh()
+        before = touched(reader)
+        reader.pexpire("tet:kline:15m:BTC_USDT", 5000)
+        exchange.clock.advance(3 * MINUTE)
+        rig.binance.sync_clock()
+        rig.refresh()
+        after = touched(reader)
+        assert after[0] == before[0]
+        assert after[1] > 5000
+        assert after[2] > before[2]
+        exchange.clock.advance(15 * MINUTE)
+        rig.binance.sync_clock()
+        rig.refresh()
+        assert stored(reader)["last_candle_time"] > json.loads(before[0])["last_candle_time"]
+
+
+@pytest.mark.parametrize("harm", ["delete", "cut"])
+def test_a_value_that_is_not_as_it_was_written_is_written_whole(exchange, redis_url, reader, harm):
+    """Lost, or shortened by other hands: an update that changes no candle mends it."""
+    with started(exchange, redis_url, CLOSED_ONLY="true") as rig:
+        rig.refresh()
+        before = stored(reader)["candles"]
+        key = "tet:kline:15m:BTC_USDT"
+        reader.delete(key) if harm == "delete" else reader.set(key, reader.get(key)[:-20])
+        exchange.clock.advance(MINUTE)
+        rig.binance.sync_clock()
+        rig.refresh()
+        assert stored(reader)["candles"] == before
+
+
 # Announcements and status
 
 
