@@ -34,7 +34,7 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
 
-Each write is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
+Each update is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
 ``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
 
 The module reads from top to bottom: constants, errors, configuration; the pure heart, which knows no
