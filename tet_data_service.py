@@ -1170,11 +1170,19 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
 
 
 def stores_the_same(old: Series | None, new: Series, closed_only: bool) -> bool:
-    """Whether the stored values of two states of a series have the same candles, of the same finality."""
-    if old is None or not old or old.final_end_ms != new.final_end_ms:
+    """Whether the stored values of two states of a series have the same candles, of the same finality.
+
+    The newest is looked at first: it is the one that changes.
+    """
+    if not old or old.final_end_ms != new.final_end_ms:
         return False
-    ends = old.stored_count(closed_only), new.stored_count(closed_only)
-    return old.opens[: ends[0]] == new.opens[: ends[1]] and old.view(0, ends[0]) == new.view(0, ends[1])
+    count = old.stored_count(closed_only)
+    return (
+        count == new.stored_count(closed_only) > 0
+        and old.entry(count - 1) == new.entry(count - 1)
+        and old.opens[:count] == new.opens[:count]
+        and bytes(old.view(0, count)) == bytes(new.view(0, count))  # views compare byte by byte
+    )
 
 
 class Stored(NamedTuple):
