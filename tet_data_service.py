@@ -906,7 +906,7 @@ class Candle(NamedTuple):
 
 
 def make_candles(opens_ms: Sequence[int], ohlcv: Sequence[Sequence[str]]) -> list[Candle]:
-    """Check candles, one or more, and make them, column by column: a tenth of the work of one by one.
+    """Check candles, one or more, and make them, column by column: less work than one by one.
 
     ``ohlcv`` are the five columns of decimal texts. Raises ValueError unless all are plain decimals
     with prices > 0, low <= open, close <= high and volume >= 0; its text shows the first candle. The
