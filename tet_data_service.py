@@ -77,7 +77,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import accumulate, islice, zip_longest
-from operator import le, lt
+from operator import le, lt, sub
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
@@ -324,17 +324,18 @@ class Timeframe:
         """The end, exclusive, of the candle that opens then: the open time of its successor."""
         return self.shift(open_ms, 1)
 
-    def fits(self, opens_ms: Sequence[int], closes_ms: Sequence[int]) -> bool:
-        """Whether candles with these open times and close times, Binance's (the last ms), are of the grid."""
+    def opens_at(self, opens_ms: Sequence[int]) -> bool:
+        """Whether candles open at all of these times. The steps between them are few different ones."""
         if self.monthly:
-            return all(map(self._is_month, opens_ms, closes_ms))
-        lengths = {close_ms - open_ms for open_ms, close_ms in zip(opens_ms, closes_ms, strict=True)}
-        return lengths == {self.step_ms - 1} and not any(
-            (open_ms - self.origin_ms) % self.step_ms for open_ms in opens_ms
-        )
+            return all(self.floor(open_ms) == open_ms for open_ms in opens_ms)
+        steps = {opens_ms[0] - self.origin_ms, *map(sub, opens_ms[1:], opens_ms)}
+        return not any(step % self.step_ms for step in steps)
 
-    def _is_month(self, open_ms: int, close_ms: int) -> bool:
-        return self.floor(open_ms) == open_ms and self.close_of(open_ms) == close_ms + 1
+    def closes_at(self, opens_ms: Sequence[int], closes_ms: Sequence[int]) -> bool:
+        """Whether candles that open then have these close times, Binance's: their last ms."""
+        if self.monthly:
+            return list(map(self.close_of, opens_ms)) == [close_ms + 1 for close_ms in closes_ms]
+        return set(map(sub, closes_ms, opens_ms)) == {self.step_ms - 1}
 
     def count(self, first_ms: int, last_ms: int) -> int:
         """How many candles open from the one at ``first_ms`` to the one at ``last_ms``, both included."""
@@ -887,55 +888,86 @@ def config_table(resolved: Resolved) -> str:
 # Candles (pure): from what Binance sends to what is stored
 # ------------------------------------------------------------------------------
 
-KLINE_FIELDS = 12
-OHLCV = ("open", "high", "low", "close", "volume")
-
-#: Decimals as the exchange writes them, each with a space behind it. Possessive: nothing is tried twice.
-_DECIMALS = re.compile(r"(?:(?:0|[1-9][0-9]{0,29}+)(?:\.[0-9]{1,30}+)?+ )*+")
-_ENTRY = r"\"%s\":{\"open\":\"%s\",\"high\":\"%s\",\"low\":\"%s\",\"close\":\"%s\",\"volume\":\"%s\"}"
+#: Checked candles, oldest first: the open time in ms, and the entry in ``ohlcv_data``. That is written as
+#: it stands in the stored value, quotes escaped, because it goes into a JSON string there:
+#: ``\"2024-01-01T12:00:00Z\":{\"open\":\"108150\",...}``.
+Candles = dict[int, str]
 
 
-class Candle(NamedTuple):
-    """A checked candle: its open time in ms, and its entry in ``ohlcv_data``.
+class Layout(NamedTuple):
+    """How a candle is written, as regular expressions: a row (P is a price, V a volume) and a decimal.
 
-    The entry is written as it stands in the stored value, quotes escaped, because it goes into a JSON
-    string there: ``\\"2024-01-01T12:00:00Z\\":{\\"open\\":\\"108150\\",...}``.
+    W are a decimal's digits before the point. What does not fit is one more row, all that is left, in the
+    last group. Every quantifier is possessive or bounded: nothing is tried over and over.
     """
 
-    open_ms: int
-    entry: str
+    row: str
+    decimal: str
 
 
-def make_candles(opens_ms: Sequence[int], ohlcv: Sequence[Sequence[str]]) -> list[Candle]:
-    """Check candles, one or more, and make them, column by column: less work than one by one.
+#: A row of a klines reply; the group of a decimal leaves out the zeros at its end, which tell nothing.
+SENT = Layout(
+    r'(?:\A\[|(?<=,))\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+)'
+    r',"[0-9.]++","[0-9.]++","[0-9.]++"\](?:,(?=\[)|\]\Z)|((?s:.+))',
+    r'"(W(?:\.[0-9]{0,29}[1-9](?=0*+")|(?=(?:\.0++)?+")))[.0]*+"',
+)
+#: A candle in ``ohlcv_data``.
+KEPT = Layout(
+    r'(?:\A{|(?<=,))"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}'
+    r'(?:,(?=")|}\Z)|((?s:.+))',
+    r'"(W(?:\.[0-9]{0,29}[1-9])?+)"',
+)
+_FIRST_PRICE = re.compile(r'"([0-9]{1,30})[."]')
 
-    ``ohlcv`` are the five columns of decimal texts. Raises ValueError unless all are plain decimals
-    with prices > 0, low <= open, close <= high and volume >= 0; its text shows the first candle. The
-    values stay text; comparing them as floats is safe, since rounding never turns an order around.
+
+class Rows(NamedTuple):
+    """Rows of texts; ``alike`` if all prices have as many digits before the point: these sort as numbers."""
+
+    texts: Sequence[tuple[str, ...]]
+    alike: bool
+
+
+@lru_cache(maxsize=64)
+def _row_pattern(layout: Layout, digits: int) -> re.Pattern[str]:
+    """Rows whose prices have so many digits before the point; with 0 any number of them."""
+    whole = "(?:0|[1-9][0-9]{0,29}+)"
+    price = layout.decimal.replace("W", f"(?!0[0-9])[0-9]{{{digits}}}" if digits else whole)
+    return re.compile(layout.row.replace("P", price).replace("V", layout.decimal.replace("W", whole)))
+
+
+def find_rows(layout: Layout, text: str) -> Rows:
+    """Cut a text into its rows. Raises ValueError unless it consists of them, one or more.
+
+    One pass checks, cuts and trims: a third of the work of decoding JSON and looking at each value.
     """
-    if not all(map(_are_decimals, ohlcv)):
-        raise ValueError(f"not five decimals: {[column[0] for column in ohlcv]!r:.120}")
-    # trailing zeros tell nothing
-    trimmed = [[v.rstrip("0").rstrip(".") if "." in v else v for v in column] for column in ohlcv]
-    first, highest, lowest, last = (list(map(float, column)) for column in trimmed[:4])
+    first = _FIRST_PRICE.search(text)
+    left = text
+    for digits in (len(first[1]), 0) if first else ():
+        texts = _row_pattern(layout, digits).findall(text)
+        left = texts[-1][-1]
+        if not left:
+            return Rows(texts, digits > 0)
+    raise ValueError(f"not a candle: {left:.100}")
+
+
+def make_candles(opens_ms: Sequence[int], ohlcv: Sequence[Sequence[str]], alike: bool = False) -> Candles:
+    """Make candles, one or more, of the five columns of decimals (see `Layout`).
+
+    Raises ValueError unless prices are > 0, low <= open and close <= high; its text shows the first candle.
+    Prices that are not ``alike`` (see `Rows`) are compared as floats, which is safe, since rounding never
+    turns an order around; the values stay text.
+    """
+    first, highest, lowest, last = ohlcv[:4] if alike else [list(map(float, column)) for column in ohlcv[:4]]
     bounds = ((lowest, first), (first, highest), (lowest, last), (last, highest))
-    if min(lowest) <= 0 or not all(all(map(le, lower, upper)) for lower, upper in bounds):
+    if "0" in ohlcv[2] or not all(all(map(le, lower, upper)) for lower, upper in bounds):
         shown = [column[0] for column in ohlcv[:4]]
         raise ValueError(f"impossible prices: open, high, low, close are {shown}")
-    entries = map(_ENTRY.__mod__, zip(map(iso_time, opens_ms), *trimmed, strict=True))
-    return list(map(Candle, opens_ms, entries))
-
-
-def _are_decimals(texts: Sequence[str]) -> bool:
-    try:
-        joined = " ".join(texts) + " "
-    except TypeError:  # not all of them are text
-        return False
-    return bool(_DECIMALS.fullmatch(joined)) and joined.count(" ") == len(texts)
-
-
-def _all_text(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
-    return all(type(value) is str for value in values)
+    entries = [
+        rf"\"{at}\":{{\"open\":\"{first}\",\"high\":\"{highest}\",\"low\":\"{lowest}\","
+        rf"\"close\":\"{last}\",\"volume\":\"{volume}\"}}"
+        for at, first, highest, lowest, last, volume in zip(map(iso_time, opens_ms), *ohlcv, strict=True)
+    ]
+    return dict(zip(opens_ms, entries, strict=True))
 
 
 def entry_volume(entry: str) -> float:
@@ -955,44 +987,53 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int, limit: int) -> list[Candle]:
-    """Check a klines reply as a whole and return its candles, oldest first.
+def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int, limit: int) -> Candles:
+    """Check a klines reply as a whole and return its candles.
 
     ``first_ms`` and ``last_ms`` are the open times that may be in it, ``limit`` the most rows. The
     rows' layout is Binance's (open time, open, high, low, close, volume, close time, and five more).
     Raises BadReply when anything in it is not as it must be: one bad row discredits them all.
     """
     try:
-        rows = decode_json(body)
-        if not isinstance(rows, list) or len(rows) > limit:
-            raise ValueError(f"not a list of at most {limit} rows")
+        rows = _kline_rows(body)
+        if len(rows.texts) > limit:
+            raise ValueError(f"more than {limit} rows")
         try:
-            return _parse_rows(rows, timeframe, first_ms, last_ms)
+            return _check_rows(rows, timeframe, first_ms, last_ms)
         except ValueError:
-            for row in rows:
-                _parse_rows([row], timeframe, first_ms, last_ms)  # the wrong one says what is wrong
+            for text in rows.texts:  # the wrong one says what is wrong
+                _check_rows(Rows([text], rows.alike), timeframe, first_ms, last_ms)
             raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadReply(f"the klines reply is damaged: {error}") from error
 
 
-def _parse_rows(rows: list[Any], timeframe: Timeframe, first_ms: int, last_ms: int) -> list[Candle]:
-    """Check rows as columns; the text of a ValueError shows the first row."""
-    if not rows:
-        return []
-    if not all(isinstance(row, list) and len(row) >= KLINE_FIELDS for row in rows):
-        raise ValueError(f"not a kline: {rows[0]!r:.80}")
-    opens_ms, *ohlcv, closes_ms = islice(zip(*rows, strict=False), 7)  # rows may have more fields
-    times = {*map(type, opens_ms), *map(type, closes_ms)} == {int}
-    if not times or min(opens_ms) < 0 or max(opens_ms) >= 2**47:
-        raise ValueError(f"no times: {opens_ms[0]!r:.40}, {closes_ms[0]!r:.40}")
-    if not timeframe.fits(opens_ms, closes_ms):
+def _kline_rows(body: bytes) -> Rows:
+    """The rows of a reply; written otherwise than by Binance, with spaces or more fields, they count too."""
+    text = body.decode()
+    with suppress(ValueError):
+        return find_rows(SENT, text)
+    rows = decode_json(text)
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) >= 12 for row in rows):
+        raise ValueError("not a list of klines")
+    unread = ("0", 0, "0", "0", "0")
+    plain = json.dumps([[*row[:7], *unread] for row in rows], separators=(",", ":"))
+    return find_rows(SENT, plain) if rows else Rows([], True)
+
+
+def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -> Candles:
+    """Check rows by columns, less work than one by one; the text of a ValueError shows the first row."""
+    if not rows.texts:
+        return {}
+    opens, *ohlcv, closes, _ = zip(*rows.texts, strict=True)
+    opens_ms, closes_ms = tuple(map(int, opens)), tuple(map(int, closes))
+    if not timeframe.opens_at(opens_ms) or not timeframe.closes_at(opens_ms, closes_ms):
         raise ValueError(f"off the {timeframe.name} grid: {opens_ms[0]} to {closes_ms[0]}")
     if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
         raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
-    return make_candles(opens_ms, ohlcv)
+    return make_candles(opens_ms, ohlcv, rows.alike)
 
 
 # ------------------------------------------------------------------------------
@@ -1052,32 +1093,32 @@ class Series:
             return memoryview(b"")
         return memoryview(self.body)[self._position(start) : self._position(end) - 1]
 
-    def merge(self, candles: Sequence[Candle], newest_is_final: bool, keep: int) -> Series:
+    def merge(self, candles: Candles, newest_is_final: bool, keep: int) -> Series:
         """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
 
         So the window is full with and without the forming one. Candles that only this series has
         stay: the exchange never takes one back.
         """
-        cut = self.index(candles[0].open_ms)
+        cut = self.index(min(candles))
         if cut < len(self):
-            tail = {self.opens[i]: self.entry(i) for i in range(cut, len(self))} | dict(candles)
-            candles = [Candle(*item) for item in sorted(tail.items())]
-        opens = self.opens[:cut] + array("q", [candle.open_ms for candle in candles])
+            held = {self.opens[i]: self.entry(i) for i in range(cut, len(self))}
+            candles = dict(sorted((held | candles).items()))
+        opens = self.opens[:cut] + array("q", candles)
         newest_ms = opens[-1]
         window_end = newest_ms if newest_is_final else self.timeframe.shift(newest_ms, -1)
         drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
         kept = self.view(min(drop, cut), cut)
-        fresh = ",".join([candle.entry for candle in candles[max(0, drop - cut) :]]).encode()
+        fresh = ",".join(islice(candles.values(), max(0, drop - cut), None)).encode()
         return Series(
             self.timeframe,
             opens[drop:],
-            (self.lengths[:cut] + array("H", [len(candle.entry) for candle in candles]))[drop:],
+            (self.lengths[:cut] + array("H", map(len, candles.values())))[drop:],
             b",".join((kept, fresh)) if kept else fresh,
             newest_is_final,
         )
 
 
-def absorb(series: Series, candles: Sequence[Candle], asked_ms: int, keep: int) -> Series:
+def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series:
     """Lay a reply, asked for at ``asked_ms`` (exchange time), over what is held.
 
     For some seconds after a close Binance's REST servers may answer with the old, unfinished candle.
@@ -1087,18 +1128,19 @@ def absorb(series: Series, candles: Sequence[Candle], asked_ms: int, keep: int) 
     """
     if not candles:
         return series
-    newest, held_ms = candles[-1], series.opens[-1] if series else 0
-    if newest.open_ms < held_ms:
+    newest_ms, held_ms = max(candles), series.opens[-1] if series else 0
+    if newest_ms < held_ms:
         # All but its newest have a successor in it and are final; of the newest we hold a better state.
-        return series.merge(candles[:-1], series.newest_is_final, keep) if candles[:-1] else series
+        older = {open_ms: entry for open_ms, entry in candles.items() if open_ms < newest_ms}
+        return series.merge(older, series.newest_is_final, keep) if older else series
     final = False
-    if newest.open_ms == held_ms:
-        held = series.entry(len(series) - 1)
+    if newest_ms == held_ms:
+        newest, held = candles[newest_ms], series.entry(len(series) - 1)
         final = series.newest_is_final
         if asked_ms >= series.timeframe.close_of(held_ms) + SETTLED_AFTER_CLOSE_MS:
-            final = final or newest.entry == held
-        elif entry_volume(newest.entry) < entry_volume(held):
-            candles = [*candles[:-1], Candle(held_ms, held)]
+            final = final or newest == held
+        elif entry_volume(newest) < entry_volume(held):
+            candles = candles | {held_ms: held}
     return series.merge(candles, final, keep)
 
 
@@ -1107,34 +1149,30 @@ def is_settled(series: Series, now_ms: int) -> bool:
     return series.newest_is_final or now_ms < series.timeframe.close_of(series.opens[-1])
 
 
-def contradicts(series: Series, candles: Sequence[Candle]) -> bool:
+def contradicts(series: Series, candles: Candles) -> bool:
     """Whether a reply has another value for a candle that is held as final: then it is another market's.
 
     (Or was corrected since, which is rare enough to fetch all anew.)
     """
-    held = ((series.index(candle.open_ms), candle) for candle in candles if series)
-    return any(
-        at < len(series) - 1 and series.opens[at] == candle.open_ms and series.entry(at) != candle.entry
-        for at, candle in held
-    )
+    final = set(series.opens[:-1]).intersection(candles)
+    return any(series.entry(series.index(open_ms)) != candles[open_ms] for open_ms in final)
 
 
-def missing_opens(series: Series, candles: Sequence[Candle], first_ms: int) -> list[int]:
+def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     """Open times that a reply, asked for from ``first_ms``, leaves out for the first time.
 
     A candle that is missing inside of the series was asked for twice already: the exchange has none.
     """
     timeframe = series.timeframe
-    if not candles or len(candles) == timeframe.count(first_ms, candles[-1].open_ms):
+    if not candles or len(candles) == timeframe.count(first_ms, max(candles)):
         return []
-    present = {candle.open_ms for candle in candles}
     known = range(0)
     if series:
         known = range(timeframe.number(series.opens[0]), timeframe.number(series.opens[-1]) + 1)
     return [
         open_ms
-        for open_ms in timeframe.opens(first_ms, candles[-1].open_ms)
-        if open_ms not in present and timeframe.number(open_ms) not in known
+        for open_ms in timeframe.opens(first_ms, max(candles))
+        if open_ms not in candles and timeframe.number(open_ms) not in known
     ]
 
 
@@ -1204,7 +1242,7 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         if not isinstance(stored, dict) or not isinstance(stored.get("ohlcv_data"), str):
             raise ValueError("not an object with ohlcv_data")
         checked = _stored_candles(stored["ohlcv_data"], timeframe)
-        newest_ms = checked[-1].open_ms
+        newest_ms = max(checked)
         if newest_ms > now_ms:
             raise ValueError(f"a candle from the future: {iso_time(newest_ms)}")
         if parse_iso_time(stored.get("last_candle_time")) != newest_ms:
@@ -1212,7 +1250,10 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         _check_configuration(stored, len(checked), timeframe, wanted)
         final = parse_iso_time(stored.get("data_end")) > newest_ms
         written_ms = min(parse_iso_time(stored.get("last_update")), now_ms)
-        return Stored(Series(timeframe).merge(checked, final, wanted), written_ms)
+        series = Series(timeframe).merge(checked, final, wanted)
+        if len(series) < len(checked):
+            raise ValueError("candles from before its window")
+        return Stored(series, written_ms)
     except (ValueError, RecursionError, OverflowError) as error:
         raise StoredValueError(str(error)) from error
 
@@ -1245,23 +1286,16 @@ def parse_tail(tail: bytes) -> Summary:
         raise StoredValueError(str(error)) from error
 
 
-def _stored_candles(text: str, timeframe: Timeframe) -> list[Candle]:
-    """The candles in ``ohlcv_data``. Sound is what would be written again as the very same text."""
-    values = decode_json(text)
-    if not isinstance(values, dict) or not values:
-        raise ValueError("ohlcv_data holds no candles")
-    opens_ms = list(map(parse_iso_time, values))
-    if any(timeframe.floor(open_ms) != open_ms for open_ms in opens_ms):
-        raise ValueError(f"off the {timeframe.name} grid, such as {iso_time(opens_ms[0])}")
+def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
+    """The candles in ``ohlcv_data``, which must be as this service writes them."""
+    rows = find_rows(KEPT, text)
+    times, *ohlcv, _ = zip(*rows.texts, strict=True)
+    opens_ms = tuple(map(parse_iso_time, times))
+    if not timeframe.opens_at(opens_ms):
+        raise ValueError(f"off the {timeframe.name} grid, such as {times[0]}")
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
-    try:
-        candles = make_candles(opens_ms, [[candle[name] for candle in values.values()] for name in OHLCV])
-    except (TypeError, KeyError):
-        raise ValueError("not candles of open, high, low, close and volume") from None
-    if "{" + ",".join([candle.entry for candle in candles]).replace("\\", "") + "}" != text:
-        raise ValueError("candles not as this service writes them")
-    return candles
+    return make_candles(opens_ms, ohlcv, rows.alike)
 
 
 def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
@@ -1709,6 +1743,10 @@ def _thin_listing(entry: dict[str, Any]) -> object:
     return None if "filterType" in entry else entry
 
 
+def _all_text(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
+    return all(type(value) is str for value in values)
+
+
 def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         reply = decode_json(body)
@@ -1730,9 +1768,9 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Checked candles, oldest first, and the exchange time at which they were asked for."""
+    """Checked candles, and the exchange time at which they were asked for."""
 
-    candles: list[Candle]
+    candles: Candles
     asked_ms: int
 
 
@@ -2630,7 +2668,7 @@ class Service:
             feed.partial = series = absorb(series, candles, answer.asked_ms, keep)
             feed.proven, must_have_some = True, False
             self._figures.candles_received += len(candles)
-            first_ms = timeframe.close_of(candles[-1].open_ms) if candles else first_ms
+            first_ms = timeframe.close_of(max(candles)) if candles else first_ms
             has_forming = first_ms > now_open_ms
             if has_forming or (len(answer.candles) < limit and self._is_silent(feed, first_ms, now_open_ms)):
                 if not stores_the_same(feed.series, series, self._config.closed_only):
@@ -2639,7 +2677,7 @@ class Service:
                 feed.settled, feed.fetched_ms = is_settled(series, answer.asked_ms), self._clock.now_ms()
                 return
 
-    def _fill_gaps(self, feed: Feed, series: Series, candles: list[Candle], first_ms: int) -> list[Candle]:
+    def _fill_gaps(self, feed: Feed, series: Series, candles: Candles, first_ms: int) -> Candles:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
         missing = missing_opens(series, candles, first_ms)
         if not missing:
@@ -2648,10 +2686,10 @@ class Service:
         while missing:
             limit = min(self._binance.market.page_rows, feed.timeframe.count(missing[0], missing[-1]))
             answer = self._binance.klines(feed.pair.symbol, feed.timeframe, missing[0], limit, missing[-1])
-            found |= dict(answer.candles)
-            reached_ms = answer.candles[-1].open_ms if len(answer.candles) == limit else missing[-1]
+            found |= answer.candles
+            reached_ms = max(answer.candles) if len(answer.candles) == limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
-        return [Candle(*item) for item in sorted(found.items())]
+        return dict(sorted(found.items()))
 
     def _is_silent(self, feed: Feed, next_ms: int, now_open_ms: int) -> bool:
         """Whether there is no use in asking for more after a short page that lacks the forming candle.

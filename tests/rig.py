@@ -21,6 +21,7 @@ import tet_data_service as tet
 from simulated_binance import SimulatedBinance
 
 PROGRAM = Path(tet.__file__)
+OHLCV = ("open", "high", "low", "close", "volume")
 NOON_MS = 1_768_478_850_000  # 2026-01-15T12:07:30Z, the middle of a 15m candle
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -120,7 +121,7 @@ def expected_candles(
     while rows := exchange.klines(symbol, interval, start_ms=first_ms, limit=1000):
         for row in rows:
             values = [format(Decimal(text).normalize(), "f") for text in row[1:6]]
-            candles[tet.iso_time(row[0])] = dict(zip(tet.OHLCV, values, strict=True))
+            candles[tet.iso_time(row[0])] = dict(zip(OHLCV, values, strict=True))
         first_ms = rows[-1][0] + 1
     return candles
 

@@ -16,6 +16,7 @@ import tet_data_service as tet
 TF = tet.TIMEFRAMES["15m"]
 STEP = 900_000
 START = 1_768_478_400_000  # 2026-01-15T12:00:00Z
+OHLCV = ("open", "high", "low", "close", "volume")
 
 
 def kline(open_ms=START, open_="2", high="4.50", low="1.0", close="3", volume="0.00000000", close_ms=None):
@@ -29,17 +30,42 @@ def parse(rows, first=START, last=START + 100 * STEP, limit=1000):
     return tet.parse_klines(json.dumps(rows).encode(), TF, first, last, limit)
 
 
-def candle(open_ms, ohlcv):
-    """One candle of these five texts."""
-    return tet.make_candles([open_ms], [[text] for text in ohlcv])[0]
+def entry(*ohlcv):
+    """What is kept of a candle with these five texts, as the exchange sends them."""
+    return parse([kline(START, *ohlcv)])[START]
 
 
 def candles_from(numbers, price="1"):
     """Candles at these positions of the grid, all at one price."""
-    return [candle(START + n * STEP, [price, price, price, price, str(n)]) for n in numbers]
+    numbers = list(numbers)
+    return tet.make_candles(
+        [START + n * STEP for n in numbers], [[price] * len(numbers)] * 4 + [list(map(str, numbers))]
+    )
 
 
 # One candle
+
+
+PRICES = st.one_of(
+    st.decimals(min_value=Decimal("0.01"), max_value=Decimal(2000), places=2),
+    st.sampled_from(list(map(Decimal, ("9.99", "10", "99.99", "100", "100.01", "1000")))),
+)
+
+
+@given(st.lists(st.tuples(PRICES, PRICES, PRICES, PRICES), min_size=1, max_size=4), st.booleans())
+def test_prices_are_compared_as_numbers(rows, sorted_ones):
+    """A row counts exactly when its low is the lowest and its high the highest, by value, not by text."""
+    if sorted_ones:  # most of what is drawn at random is no candle
+        rows = [(row[1], max(row), min(row), row[2]) for row in rows]
+    sent = [kline(START + n * STEP, *(format(price, "f") for price in row)) for n, row in enumerate(rows)]
+    if all(
+        low == min(open_, high, low, close) and high == max(open_, high, low, close)
+        for open_, high, low, close in rows
+    ):
+        assert len(parse(sent)) == len(rows)
+    else:
+        with pytest.raises(tet.BadReply, match="impossible prices"):
+            parse(sent)
 
 
 @pytest.mark.parametrize(
@@ -56,15 +82,14 @@ def candles_from(numbers, price="1"):
 )
 def test_a_decimal_keeps_its_value_and_loses_its_trailing_zeros(sent, stored):
     """The stored text is the exchange's exact value."""
-    entry = candle(START, [sent] * 5).entry.replace("\\", "")
-    assert json.loads("{" + entry + "}") == {"2026-01-15T12:00:00Z": dict.fromkeys(tet.OHLCV, stored)}
+    kept = entry(*[sent] * 5).replace("\\", "")
+    assert json.loads("{" + kept + "}") == {"2026-01-15T12:00:00Z": dict.fromkeys(OHLCV, stored)}
 
 
 @given(st.decimals(min_value=Decimal("1e-8"), max_value=Decimal("1e12"), places=8))
 def test_any_price_is_stored_exactly(price):
     """No price changes its value on the way into the stored text."""
-    entry = candle(START, [format(price, "f")] * 5).entry
-    assert Decimal(entry.split('\\"')[5]) == price
+    assert Decimal(entry(*[format(price, "f")] * 5).split('\\"')[5]) == price
 
 
 @pytest.mark.parametrize(
@@ -82,6 +107,11 @@ def test_any_price_is_stored_exactly(price):
         {"high": " 5"},
         {"high": "5 6"},
         {"high": "5."},
+        {"high": "5.0."},
+        {"high": "5.0.0"},
+        {"high": "5.50.0"},
+        {"high": "00"},
+        {"high": "100", "low": "10", "open_": "99", "close": "9"},
         {"high": ".5"},
         {"high": "05"},
         {"high": "1_000"},
@@ -140,7 +170,10 @@ def test_a_body_that_is_no_json_is_a_bad_reply(body):
 
 def test_good_rows_become_candles():
     """A true reply is taken whole, oldest first."""
-    assert [candle.open_ms for candle in parse([kline(START), kline(START + STEP)])] == [START, START + STEP]
+    rows = [kline(START), kline(START + STEP)]
+    assert list(parse(rows)) == [START, START + STEP]
+    compact = json.dumps(rows, separators=(",", ":")).encode()
+    assert tet.parse_klines(compact, TF, START, START + STEP, 2) == parse(rows)
 
 
 def test_monthly_klines_end_with_their_month():
@@ -149,7 +182,7 @@ def test_monthly_klines_end_with_their_month():
     open_ms = tet.parse_iso_time("2024-02-01T00:00:00Z")
     end_ms = tet.parse_iso_time("2024-03-01T00:00:00Z") - 1
     body = json.dumps([kline(open_ms, close_ms=end_ms)]).encode()
-    assert tet.parse_klines(body, month, open_ms, end_ms, 1)[0].open_ms == open_ms
+    assert list(tet.parse_klines(body, month, open_ms, end_ms, 1)) == [open_ms]
 
 
 # The series
@@ -193,7 +226,7 @@ def test_the_spliced_value_equals_a_serialised_one(batches, wanted, final, close
     for positions, price in batches:
         series = series.merge(candles_from(positions, price), final, wanted)
         for n in positions:
-            naive[START + n * STEP] = dict(zip(tet.OHLCV, [price] * 4 + [str(n)], strict=True))
+            naive[START + n * STEP] = dict(zip(OHLCV, [price] * 4 + [str(n)], strict=True))
     now_ms = START + 1000 * STEP
     if closed_only and not final and len(series) < 2:
         with pytest.raises(tet.StoredValueError):
@@ -228,7 +261,7 @@ def test_a_merge_leaves_the_old_series_alone(first, second):
 def test_the_memory_of_a_month_is_below_the_target():
     """2880 candles of real size take less than 0.6 MB."""
     row = ["108150.12", "108200.99", "108100.01", "108111.11", "1234.56789"]
-    candles = [candle(START + n * STEP, row) for n in range(2880)]
+    candles = tet.make_candles([START + n * STEP for n in range(2880)], [[text] * 2880 for text in row])
     series = tet.Series(TF).merge(candles, False, 2880)
     parts = (series, series.body, series.opens, series.lengths)
     assert sum(map(sys.getsizeof, parts)) < 600_000
@@ -274,15 +307,16 @@ def test_an_answer_older_than_what_is_held_undoes_nothing():
     series = tet.absorb(held(), candles_from([2, 3], "9"), START + 4 * STEP + 1_000, 100)
     assert series.opens[-1] == START + 4 * STEP
     assert series.entry(3) == held().entry(3)
-    assert series.entry(2) == candles_from([2], "9")[0].entry
+    assert series.entry(2) == candles_from([2], "9")[START + 2 * STEP]
 
 
 def test_a_forming_candle_never_shrinks():
     """Of two states of the forming candle the one with more volume is the newer."""
-    less = [candle(START + 4 * STEP, ["1", "1", "1", "1", "3.5"])]
-    assert tet.absorb(held(), less, START + 4 * STEP + 60_000, 100).entry(4) == held().entry(4)
-    more = [candle(START + 4 * STEP, ["1", "1", "1", "1", "4.5"])]
-    assert tet.absorb(held(), more, START + 4 * STEP + 60_000, 100).entry(4) == more[0].entry
+    at = START + 4 * STEP
+    less = tet.make_candles([at], [["1"]] * 4 + [["3.5"]])
+    assert tet.absorb(held(), less, at + 60_000, 100).entry(4) == held().entry(4)
+    more = tet.make_candles([at], [["1"]] * 4 + [["4.5"]])
+    assert tet.absorb(held(), more, at + 60_000, 100).entry(4) == more[at]
 
 
 def test_missing_candles_are_news_only_once():
@@ -340,6 +374,56 @@ def test_a_candle_from_the_future_is_not_taken_up():
     """A value that is ahead of the exchange would stop all updates: it is fetched anew."""
     with pytest.raises(tet.StoredValueError, match="future"):
         tet.read_stored_value(value_with(), TF, 5, START + 4 * STEP - 1)
+
+
+# Damage: what is taken is what a JSON parser makes of it
+
+
+@st.composite
+def damaged(draw, text):
+    """The text with one character left out, put in, or changed."""
+    at = draw(st.integers(0, len(text)))
+    return (
+        text[:at] + draw(st.sampled_from(["", *'0159.,:"[]{}-ex \\'])) + text[at + draw(st.integers(0, 1)) :]
+    )
+
+
+def naive_entries(candles):
+    """The entries of candles (ISO time to five texts) by way of json.dumps."""
+    texts = (
+        json.dumps({at: dict(zip(OHLCV, row, strict=True))}, separators=(",", ":")) for at, row in candles
+    )
+    return [json.dumps(text[1:-1])[1:-1] for text in texts]
+
+
+def trimmed(text):
+    """A decimal without the zeros at its end."""
+    return format(Decimal(text), "f").rstrip("0").rstrip(".") if "." in text else text
+
+
+ROWS = [kline(START + n * STEP, "9.90", "10.00", "9.50", f"9.{n}", "1050.10000000") for n in range(5, 8)]
+
+
+@given(damaged(json.dumps(ROWS, separators=(",", ":"))))
+def test_a_reply_with_one_character_wrong_is_refused_or_means_what_it_says(text):
+    """Nothing is skipped between the rows or in them, and no value is cut or changed."""
+    with suppress(tet.BadReply):
+        candles = tet.parse_klines(text.encode(), TF, START, START + 10 * STEP, 3)
+        rows = json.loads(text)
+        assert list(candles) == [row[0] for row in rows]
+        expected = naive_entries((tet.iso_time(row[0]), map(trimmed, row[1:6])) for row in rows)
+        assert list(candles.values()) == expected
+
+
+@given(damaged(json.loads(value_with())["ohlcv_data"]))
+def test_stored_candles_with_one_character_wrong_are_refused_or_mean_what_they_say(text):
+    """The same for what is read back from Redis."""
+    with suppress(tet.StoredValueError):
+        stored = tet.read_stored_value(value_with(ohlcv_data=text), TF, 5, START + 5 * STEP)
+        kept = json.loads(text)
+        series = stored.series
+        expected = naive_entries((at, [candle[name] for name in OHLCV]) for at, candle in kept.items())
+        assert [series.entry(n) for n in range(len(series))] == expected
 
 
 # Fuzzing: no input raises anything but the project's own error
