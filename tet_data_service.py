@@ -256,11 +256,15 @@ def _iso_date(day: int) -> str:
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
 
-@lru_cache(maxsize=4096)  # the pairs' candles open at the same times
 def iso_time(at_ms: int) -> str:
     """A time in ms since the epoch as RFC 3339 in UTC, whole seconds: ``2024-01-01T12:00:00Z``."""
     day, second = divmod(at_ms // SECOND_MS, 86_400)
     return f"{_iso_date(day)}T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
+
+
+@lru_cache(maxsize=4)  # the pairs' candles open at the same times
+def _iso_times(times_ms: tuple[int, ...]) -> list[str]:
+    return list(map(iso_time, times_ms))
 
 
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
@@ -894,6 +898,11 @@ def config_table(resolved: Resolved) -> str:
 Candles = dict[int, str]
 
 
+def newest_of(candles: Candles) -> int:
+    """The open time of the newest of candles, one or more."""
+    return next(reversed(candles))
+
+
 class Layout(NamedTuple):
     """How a candle is written, as regular expressions: a row (P is a price, V a volume) and a decimal.
 
@@ -950,7 +959,7 @@ def find_rows(layout: Layout, text: str) -> Rows:
     raise ValueError(f"not a candle: {left:.100}")
 
 
-def make_candles(opens_ms: Sequence[int], ohlcv: Sequence[Sequence[str]], alike: bool = False) -> Candles:
+def make_candles(opens_ms: tuple[int, ...], ohlcv: Sequence[Sequence[str]], alike: bool = False) -> Candles:
     """Make candles, one or more, of the five columns of decimals (see `Layout`).
 
     Raises ValueError unless prices are > 0, low <= open and close <= high; its text shows the first candle.
@@ -965,7 +974,7 @@ def make_candles(opens_ms: Sequence[int], ohlcv: Sequence[Sequence[str]], alike:
     entries = [
         rf"\"{at}\":{{\"open\":\"{first}\",\"high\":\"{highest}\",\"low\":\"{lowest}\","
         rf"\"close\":\"{last}\",\"volume\":\"{volume}\"}}"
-        for at, first, highest, lowest, last, volume in zip(map(iso_time, opens_ms), *ohlcv, strict=True)
+        for at, first, highest, lowest, last, volume in zip(_iso_times(opens_ms), *ohlcv, strict=True)
     ]
     return dict(zip(opens_ms, entries, strict=True))
 
@@ -1026,14 +1035,21 @@ def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -
     if not rows.texts:
         return {}
     opens, *ohlcv, closes, _ = zip(*rows.texts, strict=True)
+    opens_ms = _open_times(timeframe, opens, closes)
+    if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
+        raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
+    return make_candles(opens_ms, ohlcv, rows.alike)
+
+
+@lru_cache(maxsize=4)  # the pairs' pages begin and end at the same times
+def _open_times(timeframe: Timeframe, opens: tuple[str, ...], closes: tuple[str, ...]) -> tuple[int, ...]:
+    """The open times of rows, in ms; their close times are Binance's: a candle's last ms."""
     opens_ms, closes_ms = tuple(map(int, opens)), tuple(map(int, closes))
     if not timeframe.opens_at(opens_ms) or not timeframe.closes_at(opens_ms, closes_ms):
         raise ValueError(f"off the {timeframe.name} grid: {opens_ms[0]} to {closes_ms[0]}")
-    if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
-        raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
-    return make_candles(opens_ms, ohlcv, rows.alike)
+    return opens_ms
 
 
 # ------------------------------------------------------------------------------
@@ -1099,7 +1115,7 @@ class Series:
         So the window is full with and without the forming one. Candles that only this series has
         stay: the exchange never takes one back.
         """
-        cut = self.index(min(candles))
+        cut = self.index(next(iter(candles)))
         if cut < len(self):
             held = {self.opens[i]: self.entry(i) for i in range(cut, len(self))}
             candles = dict(sorted((held | candles).items()))
@@ -1128,7 +1144,7 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
     """
     if not candles:
         return series
-    newest_ms, held_ms = max(candles), series.opens[-1] if series else 0
+    newest_ms, held_ms = newest_of(candles), series.opens[-1] if series else 0
     if newest_ms < held_ms:
         # All but its newest have a successor in it and are final; of the newest we hold a better state.
         older = {open_ms: entry for open_ms, entry in candles.items() if open_ms < newest_ms}
@@ -1164,14 +1180,14 @@ def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     A candle that is missing inside of the series was asked for twice already: the exchange has none.
     """
     timeframe = series.timeframe
-    if not candles or len(candles) == timeframe.count(first_ms, max(candles)):
+    if not candles or len(candles) == timeframe.count(first_ms, newest_of(candles)):
         return []
     known = range(0)
     if series:
         known = range(timeframe.number(series.opens[0]), timeframe.number(series.opens[-1]) + 1)
     return [
         open_ms
-        for open_ms in timeframe.opens(first_ms, max(candles))
+        for open_ms in timeframe.opens(first_ms, newest_of(candles))
         if open_ms not in candles and timeframe.number(open_ms) not in known
     ]
 
@@ -1242,7 +1258,7 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         if not isinstance(stored, dict) or not isinstance(stored.get("ohlcv_data"), str):
             raise ValueError("not an object with ohlcv_data")
         checked = _stored_candles(stored["ohlcv_data"], timeframe)
-        newest_ms = max(checked)
+        newest_ms = newest_of(checked)
         if newest_ms > now_ms:
             raise ValueError(f"a candle from the future: {iso_time(newest_ms)}")
         if parse_iso_time(stored.get("last_candle_time")) != newest_ms:
@@ -2668,7 +2684,7 @@ class Service:
             feed.partial = series = absorb(series, candles, answer.asked_ms, keep)
             feed.proven, must_have_some = True, False
             self._figures.candles_received += len(candles)
-            first_ms = timeframe.close_of(max(candles)) if candles else first_ms
+            first_ms = timeframe.close_of(newest_of(candles)) if candles else first_ms
             has_forming = first_ms > now_open_ms
             if has_forming or (len(answer.candles) < limit and self._is_silent(feed, first_ms, now_open_ms)):
                 if not stores_the_same(feed.series, series, self._config.closed_only):
@@ -2687,7 +2703,7 @@ class Service:
             limit = min(self._binance.market.page_rows, feed.timeframe.count(missing[0], missing[-1]))
             answer = self._binance.klines(feed.pair.symbol, feed.timeframe, missing[0], limit, missing[-1])
             found |= answer.candles
-            reached_ms = max(answer.candles) if len(answer.candles) == limit else missing[-1]
+            reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
         return dict(sorted(found.items()))
 
