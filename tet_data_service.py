@@ -904,27 +904,30 @@ def newest_of(candles: Candles) -> int:
 
 
 class Layout(NamedTuple):
-    """How a candle is written, as regular expressions: a row (P is a price, V a volume) and a decimal.
+    """How candles are written: the first bracket, and as regular expressions a row and a decimal.
 
-    W are a decimal's digits before the point. What does not fit is one more row, all that is left, in the
-    last group. Every quantifier is possessive or bounded: nothing is tried over and over.
+    P is a price and V a volume; W are a decimal's digits before the point. What does not fit is one more
+    row, without groups, of all that is left. Every quantifier is possessive or bounded: nothing is tried
+    over and over.
     """
 
+    opening: str
     row: str
     decimal: str
 
 
-#: A row of a klines reply; the group of a decimal leaves out the zeros at its end, which tell nothing.
+#: A klines reply; the group of a decimal leaves out the zeros at its end, which tell nothing.
 SENT = Layout(
-    r'(?:\A\[|(?<=,))\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+)'
-    r',"[0-9.]++","[0-9.]++","[0-9.]++"\](?:,(?=\[)|\]\Z)|((?s:.+))',
-    r'"(W(?:\.[0-9]{0,29}[1-9](?=0*+")|(?=(?:\.0++)?+")))[.0]*+"',
+    "[",
+    r'\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++"'
+    r',"[0-9.]++"\](?:,(?=\[)|\]\Z)|(?s:.+)',
+    r'"(W(?:\.(?:0*+[1-9]++)++(?=0*+")|(?=(?:\.0++)?+")))[.0]*+"',
 )
-#: A candle in ``ohlcv_data``.
+#: ``ohlcv_data``.
 KEPT = Layout(
-    r'(?:\A{|(?<=,))"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}'
-    r'(?:,(?=")|}\Z)|((?s:.+))',
-    r'"(W(?:\.[0-9]{0,29}[1-9])?+)"',
+    "{",
+    r'"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}(?:,(?=")|}\Z)|(?s:.+)',
+    r'"(W(?:\.(?:0*+[1-9]++)++)?+)"',
 )
 _FIRST_PRICE = re.compile(r'"([0-9]{1,30})[."]')
 
@@ -940,8 +943,9 @@ class Rows(NamedTuple):
 def _row_pattern(layout: Layout, digits: int) -> re.Pattern[str]:
     """Rows whose prices have so many digits before the point; with 0 any number of them."""
     whole = "(?:0|[1-9][0-9]{0,29}+)"
-    price = layout.decimal.replace("W", f"(?!0[0-9])[0-9]{{{digits}}}" if digits else whole)
-    return re.compile(layout.row.replace("P", price).replace("V", layout.decimal.replace("W", whole)))
+    same = {0: whole, 1: "[0-9]"}.get(digits, f"[1-9][0-9]{{{digits - 1}}}")
+    price, volume = (layout.decimal.replace("W", before) for before in (same, whole))
+    return re.compile(layout.row.replace("P", price).replace("V", volume))
 
 
 def find_rows(layout: Layout, text: str) -> Rows:
@@ -949,13 +953,12 @@ def find_rows(layout: Layout, text: str) -> Rows:
 
     One pass checks, cuts and trims: a third of the work of decoding JSON and looking at each value.
     """
-    first = _FIRST_PRICE.search(text)
-    left = text
+    first = _FIRST_PRICE.search(text) if text.startswith(layout.opening) else None
     for digits in (len(first[1]), 0) if first else ():
-        texts = _row_pattern(layout, digits).findall(text)
-        left = texts[-1][-1]
-        if not left:
+        texts = _row_pattern(layout, digits).findall(text, 1)
+        if texts[-1][0]:
             return Rows(texts, digits > 0)
+    left = next((match[0] for match in _row_pattern(layout, 0).finditer(text, 1) if not match[1]), text)
     raise ValueError(f"not a candle: {left:.100}")
 
 
@@ -1034,7 +1037,7 @@ def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -
     """Check rows by columns, less work than one by one; the text of a ValueError shows the first row."""
     if not rows.texts:
         return {}
-    opens, *ohlcv, closes, _ = zip(*rows.texts, strict=True)
+    opens, *ohlcv, closes = zip(*rows.texts, strict=True)
     opens_ms = _open_times(timeframe, opens, closes)
     if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
         raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
@@ -1305,7 +1308,7 @@ def parse_tail(tail: bytes) -> Summary:
 def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
     """The candles in ``ohlcv_data``, which must be as this service writes them."""
     rows = find_rows(KEPT, text)
-    times, *ohlcv, _ = zip(*rows.texts, strict=True)
+    times, *ohlcv = zip(*rows.texts, strict=True)
     opens_ms = tuple(map(parse_iso_time, times))
     if not timeframe.opens_at(opens_ms):
         raise ValueError(f"off the {timeframe.name} grid, such as {times[0]}")
