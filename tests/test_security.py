@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import ssl
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -155,6 +157,56 @@ def test_no_proxy_sees_a_signed_call_to_this_machine(exchange, redis_url, monkey
     with tet.connect_http(config) as http:
         tet.Binance(config, tet.Clock(), http).sync_clock()
     assert exchange.asked("time")
+
+
+@pytest.fixture
+def proxy_asked():
+    """A proxy that refuses everything; yields its address, and what it was asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked = []
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        asked.append(connection.recv(4096).split(b"\r\n")[0])
+                        connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", asked
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_of_the_environment_is_used(proxy_asked, monkeypatch, name):
+    """An operator behind a proxy names it as for any other program, with or without http:// before it."""
+    address, asked = proxy_asked
+    monkeypatch.setenv(name, address if name == "ALL_PROXY" else f"http://{address}")
+    with pytest.raises(tet.TransientError, match="403"):
+        ask_the_time("https://binance.invalid")
+    assert set(asked) == {b"CONNECT binance.invalid:443 HTTP/1.1"}
+
+
+def test_no_proxy_names_what_is_reached_without_one(proxy_asked, monkeypatch):
+    """NO_PROXY is heeded."""
+    address, asked = proxy_asked
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
+    monkeypatch.setenv("NO_PROXY", "example.org,127.0.0.1")
+    with pytest.raises(tet.TransientError):
+        ask_the_time("https://127.0.0.1:9")
+    assert not asked
+
+
+def test_a_proxy_that_cannot_be_used_is_a_clear_error(redis_url):
+    """Exit code 2, the variable's name, no traceback, and not its password."""
+    arguments = ("--public", "--once", f"--redis={redis_url}", "--base-url=https://127.0.0.1:9")
+    for proxy in ("ftp://user:geheim@127.0.0.1:9", "http://user:geheim@127.0.0.1:none"):
+        done = run_program(*arguments, HTTPS_PROXY=proxy)
+        assert done.returncode == 2
+        assert "HTTPS_PROXY" in done.stderr
+        assert "geheim" not in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_certificate_file_that_is_not_there_is_a_clear_error(redis_url):
