@@ -907,8 +907,8 @@ class Layout(NamedTuple):
     """How candles are written: the first bracket, and as regular expressions a row and a decimal.
 
     P is a price and V a volume; W are a decimal's digits before the point. What does not fit is one more
-    row, without groups, of all that is left. Every quantifier is possessive or bounded: nothing is tried
-    over and over.
+    row, without groups, of all that is left. Characters are repeated possessively, so that nothing is tried
+    over and over; groups are not, since Python before 3.11.5 gets that wrong (CPython issue 106052).
     """
 
     opening: str
@@ -921,13 +921,13 @@ SENT = Layout(
     "[",
     r'\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++"'
     r',"[0-9.]++"\](?:,(?=\[)|\]\Z)|(?s:.+)',
-    r'"(W(?:\.(?:0*+[1-9]++)++(?=0*+")|(?=(?:\.0++)?+")))[.0]*+"',
+    r'"(W(?:\.(?:0{0,30}+[1-9]{1,30}+){1,15}(?=0*+")|(?=(?:\.0++)?")))[.0]*+"',
 )
 #: ``ohlcv_data``.
 KEPT = Layout(
     "{",
     r'"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}(?:,(?=")|}\Z)|(?s:.+)',
-    r'"(W(?:\.(?:0*+[1-9]++)++)?+)"',
+    r'"(W(?:\.(?:0{0,30}+[1-9]{1,30}+){1,15})?)"',
 )
 _FIRST_PRICE = re.compile(r'"([0-9]{1,30})[."]')
 
@@ -1808,7 +1808,7 @@ class Binance:
         self.on_request: Callable[[str, float], None] = lambda status, seconds: None
         self.attempts = ATTEMPTS
         self.requests = 0
-        self.request_seconds = 0.05  # what a quick one takes of late
+        self.request_seconds = 0.0  # what a quick one takes of late; 0 before the first
         self.errors: Counter[str] = Counter()
         self._config = config
         self._clock = clock
@@ -1919,7 +1919,7 @@ class Binance:
             self.gates.leave(came_through)
             took = self._clock.monotonic() - began
             # The quick ones tell what the exchange takes; a slow one may have waited for our own CPU.
-            gain = 0.2 if took < self.request_seconds else 0.02
+            gain = 0.2 if took < self.request_seconds else 0.02 if self.request_seconds else 1.0
             self.request_seconds += (took - self.request_seconds) * gain
             self.on_request(status, took)
         if reply.status != 200:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import suppress
 from decimal import Decimal
@@ -183,6 +184,21 @@ def test_monthly_klines_end_with_their_month():
     end_ms = tet.parse_iso_time("2024-03-01T00:00:00Z") - 1
     body = json.dumps([kline(open_ms, close_ms=end_ms)]).encode()
     assert list(tet.parse_klines(body, month, open_ms, end_ms, 1)) == [open_ms]
+
+
+@pytest.mark.parametrize("layout", [tet.SENT, tet.KEPT])
+def test_no_group_is_repeated_possessively(layout):
+    """Python 3.11.0 to 3.11.4 find wrong groups there, and this Python may be a newer one."""
+    assert not re.search(r"\)([*+?]|{[0-9,]+})\+", layout.row + layout.decimal)
+
+
+@pytest.mark.parametrize(
+    "decimal", ["1" * 30 + "x", "1." + "1" * 10_000 + "x", "1." + "01" * 5_000, "0" * 10_000]
+)
+def test_damage_takes_no_time(decimal):
+    """However long a wrong decimal is, it is not tried over and over."""
+    with pytest.raises(tet.BadReply, match="not a candle"):
+        parse([kline(volume=decimal)] * 10)
 
 
 # The series
