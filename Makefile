@@ -25,10 +25,10 @@ build: ## Make the binary for this platform and the zipapp, in dist/
 	./build.sh
 
 run: $(READY) ## Run the service with config.txt
-	$(BIN)/python tet_data_service.py --config=config.txt
+	$(BIN)/tet-data-service --config=config.txt
 
 run-dev: $(READY) ## Run it with a talkative log and an interval of 60 s
-	$(BIN)/python tet_data_service.py --config=config.txt --log-level=debug --interval=60
+	$(BIN)/tet-data-service --config=config.txt --log-level=debug --interval=60
 
 demo: ## Try it: a simulated market, no keys, no network, no Redis
 	./run.sh --demo
@@ -51,7 +51,7 @@ bench-freshness: $(READY) ## Measure from close to Redis over an hour (MINUTES=n
 	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
 
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
-	$(BIN)/python tet_data_service.py --config=config.txt --health-check
+	$(BIN)/tet-data-service --config=config.txt --health-check
 
 docker-build: ## Build the container image
 	docker build --file deploy/Dockerfile --tag tet-data-service \

@@ -57,8 +57,11 @@ def end(process: subprocess.Popen[Any]) -> None:
 
 
 def clean_environment(**given: str) -> dict[str, str]:
-    """This environment without the service's settings and without proxies, and with what is given."""
-    names = {option.name for option in tet.OPTIONS}
+    """This environment without the service's settings and without proxies, and with what is given.
+
+    Python may keep what it has compiled, as an installation does.
+    """
+    names = {option.name for option in tet.OPTIONS} | {"PYTHONDONTWRITEBYTECODE"}
     kept = {key: text for key, text in os.environ.items() if key not in names and "proxy" not in key.lower()}
     return kept | given
 

@@ -282,6 +282,15 @@ def test_a_451_says_what_helps_and_asks_every_five_minutes(exchange, redis_url, 
     assert "BINANCE_BASE_URL" in told[0].facts["reason"]
 
 
+@pytest.mark.parametrize("latency_seconds", [0.0, 0.05])
+def test_the_first_requests_tell_how_far_away_the_exchange_is(exchange, redis_url, latency_seconds):
+    """So a fill begins with as many workers as that takes, and no more."""
+    exchange.latency_seconds = latency_seconds
+    with started(exchange, redis_url) as rig:
+        assert latency_seconds <= rig.binance.request_seconds < latency_seconds + 0.1
+        assert (rig.service._workers_needed() > 1) == (latency_seconds > 0)
+
+
 def test_the_rate_is_kept_and_not_exceeded(exchange, redis_url):
     """With 50 ms of latency and 12 workers a long fill runs at the configured rate, and no faster."""
     rate = 20
