@@ -85,9 +85,11 @@ def checkout(tmp_path):
 
 
 @pytest.fixture
-def in_checkout(checkout, exchange, redis_url):
-    """How a shell is started there, with the test's servers in its environment."""
+def in_checkout(checkout, exchange, redis_url, tmp_path):
+    """How a shell is started there, with the test's servers in its environment, and a home of its own."""
     servers = {
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
         "BINANCE_BASE_URL": exchange.url,
         "REDIS_ADDR": redis_url,
         "SYMBOLS": "BTC/USDT",
