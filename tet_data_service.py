@@ -262,11 +262,6 @@ def iso_time(at_ms: int) -> str:
     return f"{_iso_date(day)}T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
 
 
-@lru_cache(maxsize=4)  # the pairs' candles open at the same times
-def _iso_times(times_ms: tuple[int, ...]) -> list[str]:
-    return list(map(iso_time, times_ms))
-
-
 _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
@@ -962,8 +957,10 @@ def find_rows(layout: Layout, text: str) -> Rows:
     raise ValueError(f"not a candle: {left:.100}")
 
 
-def make_candles(opens_ms: tuple[int, ...], ohlcv: Sequence[Sequence[str]], alike: bool = False) -> Candles:
-    """Make candles, one or more, of the five columns of decimals (see `Layout`).
+def make_candles(
+    opens_ms: Sequence[int], times: Iterable[str], ohlcv: Sequence[Sequence[str]], alike: bool = False
+) -> Candles:
+    """Make candles, one or more, of their open times, these as texts, and five columns of decimals.
 
     Raises ValueError unless prices are > 0, low <= open and close <= high; its text shows the first candle.
     Prices that are not ``alike`` (see `Rows`) are compared as floats, which is safe, since rounding never
@@ -977,7 +974,7 @@ def make_candles(opens_ms: tuple[int, ...], ohlcv: Sequence[Sequence[str]], alik
     entries = [
         rf"\"{at}\":{{\"open\":\"{first}\",\"high\":\"{highest}\",\"low\":\"{lowest}\","
         rf"\"close\":\"{last}\",\"volume\":\"{volume}\"}}"
-        for at, first, highest, lowest, last, volume in zip(_iso_times(opens_ms), *ohlcv, strict=True)
+        for at, first, highest, lowest, last, volume in zip(times, *ohlcv, strict=True)
     ]
     return dict(zip(opens_ms, entries, strict=True))
 
@@ -1041,7 +1038,7 @@ def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -
     opens_ms = _open_times(timeframe, opens, closes)
     if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
         raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
-    return make_candles(opens_ms, ohlcv, rows.alike)
+    return make_candles(opens_ms, _iso_times(opens_ms), ohlcv, rows.alike)
 
 
 @lru_cache(maxsize=4)  # the pairs' pages begin and end at the same times
@@ -1053,6 +1050,11 @@ def _open_times(timeframe: Timeframe, opens: tuple[str, ...], closes: tuple[str,
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
     return opens_ms
+
+
+@lru_cache(maxsize=4)
+def _iso_times(times_ms: tuple[int, ...]) -> list[str]:
+    return list(map(iso_time, times_ms))
 
 
 # ------------------------------------------------------------------------------
@@ -1314,7 +1316,7 @@ def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
         raise ValueError(f"off the {timeframe.name} grid, such as {times[0]}")
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
-    return make_candles(opens_ms, ohlcv, rows.alike)
+    return make_candles(opens_ms, times, ohlcv, rows.alike)
 
 
 def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
@@ -1918,13 +1920,17 @@ class Binance:
         finally:
             self.gates.leave(came_through)
             took = self._clock.monotonic() - began
-            # The quick ones tell what the exchange takes; a slow one may have waited for our own CPU.
-            gain = 0.2 if took < self.request_seconds else 0.02 if self.request_seconds else 1.0
-            self.request_seconds += (took - self.request_seconds) * gain
+            if came_through:
+                self._learn_how_long(took)
             self.on_request(status, took)
         if reply.status != 200:
             raise _error_of(reply)
         return reply
+
+    def _learn_how_long(self, seconds: float) -> None:
+        """The first and the quick ones tell what the exchange takes; a slow one may have waited for us."""
+        gain = 0.2 if seconds < self.request_seconds else 0.02 if self.request_seconds else 1.0
+        self.request_seconds += (seconds - self.request_seconds) * gain
 
     def _url(self, path: str, params: Mapping[str, object]) -> str:
         query = f"?{urlencode(params)}" if params else ""
@@ -2007,7 +2013,7 @@ def _error_of(reply: Reply) -> ExchangeError:
     return RefusedError(f"Binance refuses: {text}", code if type(code) is int else 0)
 
 
-HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept-Encoding": "gzip"}
+HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
 HTTP_TIMEOUTS = {
     "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
 }
@@ -2046,7 +2052,8 @@ def _proxy_for(base_url: str) -> str | None:
     # Plain http is for this machine alone when there are keys: no proxy may come in between.
     local = address.scheme == "http" and _keeps_secrets(base_url)
     proxy = proxies.get(address.scheme) or proxies.get("all")
-    if local or not proxy or proxy_bypass(address.netloc):
+    direct = "*" in re.split(r"[\s,]+", proxies.get("no", ""))
+    if local or not proxy or direct or proxy_bypass(address.netloc) or proxy_bypass(address.hostname or ""):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 

@@ -39,9 +39,14 @@ def entry(*ohlcv):
 def candles_from(numbers, price="1"):
     """Candles at these positions of the grid, all at one price."""
     numbers = list(numbers)
-    return tet.make_candles(
-        tuple(START + n * STEP for n in numbers), [[price] * len(numbers)] * 4 + [list(map(str, numbers))]
+    return candles_at(
+        [START + n * STEP for n in numbers], [[price] * len(numbers)] * 4 + [list(map(str, numbers))]
     )
+
+
+def candles_at(opens_ms, ohlcv):
+    """Candles of these columns."""
+    return tet.make_candles(opens_ms, map(tet.iso_time, opens_ms), ohlcv)
 
 
 # One candle
@@ -277,7 +282,7 @@ def test_a_merge_leaves_the_old_series_alone(first, second):
 def test_the_memory_of_a_month_is_below_the_target():
     """2880 candles of real size take less than 0.6 MB."""
     row = ["108150.12", "108200.99", "108100.01", "108111.11", "1234.56789"]
-    candles = tet.make_candles(tuple(START + n * STEP for n in range(2880)), [[text] * 2880 for text in row])
+    candles = candles_at([START + n * STEP for n in range(2880)], [[text] * 2880 for text in row])
     series = tet.Series(TF).merge(candles, False, 2880)
     parts = (series, series.body, series.opens, series.lengths)
     assert sum(map(sys.getsizeof, parts)) < 600_000
@@ -329,9 +334,9 @@ def test_an_answer_older_than_what_is_held_undoes_nothing():
 def test_a_forming_candle_never_shrinks():
     """Of two states of the forming candle the one with more volume is the newer."""
     at = START + 4 * STEP
-    less = tet.make_candles((at,), [["1"]] * 4 + [["3.5"]])
+    less = candles_at([at], [["1"]] * 4 + [["3.5"]])
     assert tet.absorb(held(), less, at + 60_000, 100).entry(4) == held().entry(4)
-    more = tet.make_candles((at,), [["1"]] * 4 + [["4.5"]])
+    more = candles_at([at], [["1"]] * 4 + [["4.5"]])
     assert tet.absorb(held(), more, at + 60_000, 100).entry(4) == more[at]
 
 

@@ -18,8 +18,10 @@ from rig import (
     expected_candles,
     in_background,
     run_cycles,
+    settings,
     started,
     stored,
+    unused_port,
 )
 
 import tet_data_service as tet
@@ -289,6 +291,17 @@ def test_the_first_requests_tell_how_far_away_the_exchange_is(exchange, redis_ur
     with started(exchange, redis_url) as rig:
         assert latency_seconds <= rig.binance.request_seconds < latency_seconds + 0.1
         assert (rig.service._workers_needed() > 1) == (latency_seconds > 0)
+
+
+def test_an_exchange_that_refuses_at_once_is_not_taken_for_a_near_one():
+    """Only what came through tells how long a request takes."""
+    config = settings(BINANCE_BASE_URL=f"http://127.0.0.1:{unused_port()}", API_REQUESTS_PER_SEC=100)
+    with tet.connect_http(config) as http:
+        binance = tet.Binance(config, tet.Clock(), http)
+        binance.attempts = 1
+        with pytest.raises(tet.TransientError):
+            binance.sync_clock()
+    assert binance.request_seconds == 0
 
 
 def test_the_rate_is_kept_and_not_exceeded(exchange, redis_url):

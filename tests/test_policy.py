@@ -31,7 +31,7 @@ def policy(**given):
 
 def series(name, *opens):
     """A series with candles at these open times."""
-    candles = tet.make_candles(opens, [["1"] * len(opens)] * 5)
+    candles = tet.make_candles(opens, map(tet.iso_time, opens), [["1"] * len(opens)] * 5)
     return tet.Series(tet.TIMEFRAMES[name]).merge(candles, False, 10_000)
 
 

@@ -188,13 +188,22 @@ def test_a_proxy_of_the_environment_is_used(proxy_asked, monkeypatch, name):
     assert set(asked) == {b"CONNECT binance.invalid:443 HTTP/1.1"}
 
 
-def test_no_proxy_names_what_is_reached_without_one(proxy_asked, monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "url"),
+    [
+        ("example.org,127.0.0.1", "https://127.0.0.1:9"),
+        ("example.org, *", "https://127.0.0.1:9"),
+        ("127.0.0.1:9", "https://127.0.0.1:9"),
+        ("::1", "https://[::1]:9"),
+    ],
+)
+def test_no_proxy_names_what_is_reached_without_one(proxy_asked, monkeypatch, names, url):
     """NO_PROXY is heeded."""
     address, asked = proxy_asked
     monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
-    monkeypatch.setenv("NO_PROXY", "example.org,127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", names)
     with pytest.raises(tet.TransientError):
-        ask_the_time("https://127.0.0.1:9")
+        ask_the_time(url)
     assert not asked
 
 
