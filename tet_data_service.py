@@ -916,13 +916,13 @@ SENT = Layout(
     "[",
     r'\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++"'
     r',"[0-9.]++"\](?:,(?=\[)|\]\Z)|(?s:.+)',
-    r'"(W(?:\.(?:0{0,30}+[1-9]{1,30}+){1,15}(?=0*+")|(?=(?:\.0++)?")))[.0]*+"',
+    r'"(W(?:\.(?=[0-9]{1,30}+")(?:0*+[1-9]++)+|(?=(?:\.0{1,30}+)?")))[.0]*+"',
 )
 #: ``ohlcv_data``.
 KEPT = Layout(
     "{",
     r'"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}(?:,(?=")|}\Z)|(?s:.+)',
-    r'"(W(?:\.(?:0{0,30}+[1-9]{1,30}+){1,15})?)"',
+    r'"(W(?:\.(?=[0-9]{1,30}+")(?:0*+[1-9]++)+)?)"',
 )
 _FIRST_PRICE = re.compile(r'"([0-9]{1,30})[."]')
 
@@ -1022,10 +1022,10 @@ def _kline_rows(body: bytes) -> Rows:
     text = body.decode()
     with suppress(ValueError):
         return find_rows(SENT, text)
-    rows = decode_json(text)
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) >= 12 for row in rows):
+    rows, unread = decode_json(text), ("0", 0, "0", "0", "0")
+    fields = 7 + len(unread)
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) >= fields for row in rows):
         raise ValueError("not a list of klines")
-    unread = ("0", 0, "0", "0", "0")
     plain = json.dumps([[*row[:7], *unread] for row in rows], separators=(",", ":"))
     return find_rows(SENT, plain) if rows else Rows([], True)
 
@@ -1035,26 +1035,29 @@ def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -
     if not rows.texts:
         return {}
     opens, *ohlcv, closes = zip(*rows.texts, strict=True)
-    opens_ms = _open_times(timeframe, opens, closes)
+    opens_ms, times = _row_times(timeframe, opens, closes)
     if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
         raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
-    return make_candles(opens_ms, _iso_times(opens_ms), ohlcv, rows.alike)
+    return make_candles(opens_ms, times, ohlcv, rows.alike)
 
 
 @lru_cache(maxsize=4)  # the pairs' pages begin and end at the same times
-def _open_times(timeframe: Timeframe, opens: tuple[str, ...], closes: tuple[str, ...]) -> tuple[int, ...]:
-    """The open times of rows, in ms; their close times are Binance's: a candle's last ms."""
-    opens_ms, closes_ms = tuple(map(int, opens)), tuple(map(int, closes))
-    if not timeframe.opens_at(opens_ms) or not timeframe.closes_at(opens_ms, closes_ms):
-        raise ValueError(f"off the {timeframe.name} grid: {opens_ms[0]} to {closes_ms[0]}")
+def _row_times(
+    timeframe: Timeframe, opens: tuple[str, ...], closes: tuple[str, ...]
+) -> tuple[Sequence[int], Sequence[str]]:
+    """The open times of rows, in ms and as they are kept; close times are Binance's: a candle's last ms."""
+    opens_ms, closes_ms = list(map(int, opens)), list(map(int, closes))
+    _check_opens(timeframe, opens_ms)
+    if not timeframe.closes_at(opens_ms, closes_ms):
+        raise ValueError(f"no candle of {timeframe.name}: {opens_ms[0]} to {closes_ms[0]}")
+    return opens_ms, list(map(iso_time, opens_ms))
+
+
+def _check_opens(timeframe: Timeframe, opens_ms: Sequence[int]) -> None:
+    if not timeframe.opens_at(opens_ms):
+        raise ValueError(f"off the {timeframe.name} grid, such as {iso_time(opens_ms[0])}")
     if not all(map(lt, opens_ms, opens_ms[1:])):
         raise ValueError("candles out of order")
-    return opens_ms
-
-
-@lru_cache(maxsize=4)
-def _iso_times(times_ms: tuple[int, ...]) -> list[str]:
-    return list(map(iso_time, times_ms))
 
 
 # ------------------------------------------------------------------------------
@@ -1311,11 +1314,8 @@ def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
     """The candles in ``ohlcv_data``, which must be as this service writes them."""
     rows = find_rows(KEPT, text)
     times, *ohlcv = zip(*rows.texts, strict=True)
-    opens_ms = tuple(map(parse_iso_time, times))
-    if not timeframe.opens_at(opens_ms):
-        raise ValueError(f"off the {timeframe.name} grid, such as {times[0]}")
-    if not all(map(lt, opens_ms, opens_ms[1:])):
-        raise ValueError("candles out of order")
+    opens_ms = list(map(parse_iso_time, times))
+    _check_opens(timeframe, opens_ms)
     return make_candles(opens_ms, times, ohlcv, rows.alike)
 
 
@@ -1717,6 +1717,10 @@ TRADING_RIGHTS = (
     "enableInternalTransfer",
     "permitsUniversalTransfer",
 )
+HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
+HTTP_TIMEOUTS = {
+    "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
+}
 PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
 WAY_OUT_451 = (
     "Binance does not serve this region (HTTP 451); set BINANCE_BASE_URL to one that it serves, such as "
@@ -2011,12 +2015,6 @@ def _error_of(reply: Reply) -> ExchangeError:
     if reply.status >= 500 or code in PASSING_CODES or reply.status == 408:
         return TransientError(f"Binance answers {text}")
     return RefusedError(f"Binance refuses: {text}", code if type(code) is int else 0)
-
-
-HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
-HTTP_TIMEOUTS = {
-    "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
-}
 
 
 def connect_http(config: Config) -> httpx.HTTPTransport:
@@ -4057,7 +4055,7 @@ def tune_memory() -> None:
     """Fit memory management to large values and pages of rows.
 
     Python is to look for cycles less often: a page of 1000 rows has none, and would be looked through
-    three times. glibc is to keep one heap for all threads, since with one for each some 10 MB more are
+    for them. glibc is to keep one heap for all threads, since with one for each some 10 MB more are
     held, and in it a few freed megabytes: each value of 400 KB would be given back to the kernel, which
     clears its pages for the next one, a third of a refresh's CPU (source: mallopt(3)).
     """

@@ -11,13 +11,13 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rig import OHLCV
 
 import tet_data_service as tet
 
 TF = tet.TIMEFRAMES["15m"]
 STEP = 900_000
 START = 1_768_478_400_000  # 2026-01-15T12:00:00Z
-OHLCV = ("open", "high", "low", "close", "volume")
 
 
 def kline(open_ms=START, open_="2", high="4.50", low="1.0", close="3", volume="0.00000000", close_ms=None):
@@ -117,6 +117,9 @@ def test_any_price_is_stored_exactly(price):
         {"high": "5.0.0"},
         {"high": "5.50.0"},
         {"high": "00"},
+        {"high": "5." + "1" * 31},
+        {"high": "5." + "0" * 31},
+        {"volume": "1." + "0" * 30 + "1"},
         {"high": "100", "low": "10", "open_": "99", "close": "9"},
         {"high": ".5"},
         {"high": "05"},
