@@ -590,7 +590,7 @@ ALL_FAULTS = (
     *("empty_list", "missing_fields", "nulls", "nan", "negative", "high_below_low"),
     *("unsorted", "duplicates", "off_grid", "outside"),
 )
-FAULTS = (*ALL_FAULTS, "429", "418", "403_html", "451", "redirect", "oversize", "dribble")
+FAULTS = (*ALL_FAULTS, "429", "418", "403_html", "451", "redirect", "oversize", "dribble", "dribble_head")
 
 OVERSIZE_PIECE = b'"' + b"0" * 65_533 + b'",'
 OVERSIZE_PIECES = 17 * 16  # of 64 KiB: 17 MiB
@@ -1228,9 +1228,10 @@ class _Connection(socketserver.StreamRequestHandler):
         if reply.fault == "cut_short":
             self._send(head + body[: len(body) // 2])
             return False
-        if reply.fault == "dribble":
-            self._send(head)
-            for byte in body:
+        if reply.fault in ("dribble", "dribble_head"):
+            slow = body if reply.fault == "dribble" else head + body
+            self._send((head + body)[: -len(slow)])
+            for byte in slow:
                 if not self._wait(faults.dribble_seconds):
                     return False
                 self._send(bytes([byte]))

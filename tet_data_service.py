@@ -129,7 +129,7 @@ PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
 FAILURES_GROW_ABOVE = 0.20
 FAILURES_SHRINK_BELOW = 0.05
 
-BEAT_SECONDS = 0.25  # requests that have to wait for their turn go out together, this often
+RELEASE_SECONDS = 0.25
 ATTEMPTS = 3
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MOST_SECONDS = 8.0
@@ -137,16 +137,10 @@ CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 SLOW_TIME_SECONDS = 1.0
 REPLY_SECONDS = 20.0
-REPLY_MOST_BYTES = 16 * 1024 * 1024
+MAX_REPLY_BYTES = 16 * 1024 * 1024
 WEIGHT_SHARE = 0.9  # of the exchange's limit, the rest is slack for what we cannot see coming
-MINUTE_TURN_SLACK_MS = 250  # our idea of the exchange's minute may be a little early
+MINUTE_END_SLACK_MS = 250  # our idea of the exchange's minute may be a little early
 
-PAUSE_429_SECONDS = 60.0  # when the reply does not say
-PAUSE_418_SECONDS = 120.0
-PAUSE_403_SECONDS = 60.0  # doubles with each repeat
-PAUSE_403_MOST_SECONDS = 3600.0
-PAUSE_451_SECONDS = 300.0
-PAUSE_MOST_SECONDS = 7 * 24 * 3600.0
 
 SYMBOL_CHECK_MS = HOUR_MS
 STORE_SECONDS = 5.0
@@ -154,6 +148,7 @@ STORE_BACKOFF_MOST_SECONDS = 30.0
 STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
 STOP_MOST_SECONDS = 4.5
 TICK_SECONDS = 1.0
+PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 STATUS_SECONDS = 15.0
 SILENT_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
 HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
@@ -223,7 +218,7 @@ class BadReply(TransientError):
 
 
 class PauseError(TransientError):
-    """Binance wants silence; the gates are shut already when this is raised."""
+    """Rate limited or banned by Binance; the request gate is paused already when this is raised."""
 
 
 class SymbolError(ExchangeError):
@@ -231,11 +226,7 @@ class SymbolError(ExchangeError):
 
 
 class RefusedError(ExchangeError):
-    """Binance refuses the request, and would again. ``code`` is its error code, 0 without one."""
-
-    def __init__(self, message: str, code: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
+    """Binance refuses the request, and would again."""
 
 
 class StoreError(TetError):
@@ -1338,16 +1329,16 @@ def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Ti
 class TokenBucket:
     """Bounds requests per second: ``rate`` tokens a second, a burst of one second's worth.
 
-    `reserve` gives each caller a turn of its own, so nobody wakes up to find the token gone. Whoever
-    has to wait waits for the beat after his turn: a few requests in a row cost two thirds of what they
-    cost one by one, each with a processor that has to wake up for it. Times are monotonic seconds,
-    passed in.
+    `reserve` gives each caller a slot of its own, so nobody wakes up to find the token gone. Delayed
+    requests are released in groups every `RELEASE_SECONDS`: one wake-up of the processor for each group,
+    not each request. One by one a refresh costs 13 % more (25 pairs, 15 a second). Times are monotonic
+    seconds, passed in.
     """
 
     def __init__(self, rate: float, now_seconds: float) -> None:
         self.rate = rate
         self.burst = max(1.0, rate)
-        self._beat_seconds = BEAT_SECONDS if rate * BEAT_SECONDS >= 2 else 0.0  # of no use for one alone
+        self._release_seconds = RELEASE_SECONDS if rate * RELEASE_SECONDS >= 2 else 0.0  # of no use for one
         self._tokens = self.burst
         self._at_seconds = now_seconds
 
@@ -1356,10 +1347,10 @@ class TokenBucket:
         earned = (now_seconds - self._at_seconds) * self.rate
         self._tokens = min(self.burst, self._tokens + max(0.0, earned)) - 1
         self._at_seconds = now_seconds
-        turn_seconds = now_seconds - min(0.0, self._tokens) / self.rate
-        if self._beat_seconds and self._tokens < 0:
-            turn_seconds = math.ceil(turn_seconds / self._beat_seconds) * self._beat_seconds
-        return turn_seconds - now_seconds
+        slot_seconds = now_seconds - min(0.0, self._tokens) / self.rate
+        if self._release_seconds and self._tokens < 0:
+            slot_seconds = math.ceil(slot_seconds / self._release_seconds) * self._release_seconds
+        return slot_seconds - now_seconds
 
 
 class WeightBudget:
@@ -1379,7 +1370,7 @@ class WeightBudget:
         self._turn(now_ms)
         if self.used == 0 or self.used + weight <= self.limit * WEIGHT_SHARE:
             return 0
-        return (self._minute + 1) * MINUTE_MS + MINUTE_TURN_SLACK_MS - now_ms
+        return (self._minute + 1) * MINUTE_MS + MINUTE_END_SLACK_MS - now_ms
 
     def used_at(self, now_ms: int) -> int:
         """The weight used in the minute that it is now."""
@@ -1405,9 +1396,28 @@ class WeightBudget:
 
     @staticmethod
     def _minute_of(at_ms: int) -> int:
-        return (at_ms - MINUTE_TURN_SLACK_MS) // MINUTE_MS
+        return (at_ms - MINUTE_END_SLACK_MS) // MINUTE_MS
 
 
+class Pause(NamedTuple):
+    """How long to send nothing after an HTTP status, where the reply does not say, and why."""
+
+    seconds: float
+    reason: str
+
+
+PAUSES = {
+    429: Pause(60.0, "too many requests (HTTP 429)"),
+    418: Pause(120.0, "this address is banned (HTTP 418)"),
+    403: Pause(60.0, "refused by Binance's firewall (HTTP 403)"),  # doubles with each repeat
+    451: Pause(
+        300.0,
+        "Binance does not serve this region (HTTP 451); set BINANCE_BASE_URL to one that it serves, such as "
+        "https://data-api.binance.vision with --public, or reach it through a proxy (HTTPS_PROXY)",
+    ),
+}
+MAX_PAUSE_403_SECONDS = 3600.0
+MAX_PAUSE_SECONDS = 7 * 24 * 3600.0
 _BANNED_UNTIL = re.compile(rb"banned until ([0-9]{13})")
 
 
@@ -1417,15 +1427,15 @@ def pause_seconds(status: int, retry_after: str | None, body: bytes, now_ms: int
     ``retry_after`` is the header (seconds) and counts for 429 and 418, as does a time in the body of
     a 418, whichever is later; ``repeat`` is how many 403 came right before this one.
     """
+    default = PAUSES[status].seconds
     if status == 451:
-        return PAUSE_451_SECONDS
+        return default
     if status == 403:
-        return min(PAUSE_403_MOST_SECONDS, PAUSE_403_SECONDS * 2.0 ** min(repeat, 10))
-    told = float(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
+        return min(MAX_PAUSE_403_SECONDS, default * 2.0 ** min(repeat, 10))
+    asked = float(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
     if banned := _BANNED_UNTIL.search(body):
-        told = max(told, (int(banned[1]) - now_ms) / SECOND_MS)
-    default = PAUSE_418_SECONDS if status == 418 else PAUSE_429_SECONDS
-    return min(PAUSE_MOST_SECONDS, max(1.0, told)) if told > 0 else default
+        asked = max(asked, (int(banned[1]) - now_ms) / SECOND_MS)
+    return min(MAX_PAUSE_SECONDS, max(1.0, asked)) if asked > 0 else default
 
 
 def backoff_seconds(attempt: int, luck: float) -> float:
@@ -1501,9 +1511,13 @@ def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> i
     return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
 
 
-def workers_needed(rate: float, request_seconds: float, most: int) -> int:
-    """How many requests must be under way to keep ``rate`` per second when each takes so long, with slack."""
-    return min(most, max(1, math.ceil(rate * request_seconds * 1.5)))
+def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
+    """How many requests must be in flight to keep ``rate`` per second (Little's law), with slack.
+
+    Always to use the ``most`` allowed costs a third more CPU for each refresh and 10 MB (25 pairs, 15 a
+    second): threads that wake only to wait for their turn.
+    """
+    return min(most, max(1, math.ceil(rate * latency_seconds * 1.5)))
 
 
 class Estimate(NamedTuple):
@@ -1533,7 +1547,7 @@ def estimate(pairs: int, config: Config) -> Estimate:
 
 
 # ------------------------------------------------------------------------------
-# Waiting: the exchange's clock, and the gates that every request passes
+# The exchange's clock, and the gate that every request passes
 # ------------------------------------------------------------------------------
 
 
@@ -1604,80 +1618,132 @@ class Clock:
             raise Stopped
 
 
-class Gates:
-    """What every request to Binance passes, retries and checks included.
+class Admission:
+    """One request's passage through the gate; whoever sends it sets ``served`` once the exchange has."""
 
-    Three waits in one: a pause that the exchange asked for, the weight left in this minute, and the
-    token bucket. After a pause one request goes first; the others follow when it came through.
+    served = False
+
+
+class RequestGate:
+    """Admits every request to Binance, retries and checks included: flowing, paused, probing, flowing.
+
+    Three limits in one: a pause that the exchange asked for, the weight left in this minute, and the
+    token bucket. When a pause is over the gate is probing: it admits one request alone (the probe), and
+    the others once the exchange has served one. Any thread may use it; `_lock` guards all of its state.
     """
 
     def __init__(self, clock: Clock, rate: float, weight_limit: int) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._bucket = TokenBucket(rate, clock.monotonic())
-        self.budget = WeightBudget(weight_limit)
-        self._open_at = 0.0  # monotonic
-        self._suspect = False
-        self._scout: int | None = None  # the thread whose request goes first after a pause
+        self._budget = WeightBudget(weight_limit)
+        self._resume_seconds = 0.0  # monotonic: the end of the pause
+        self._probing = False
+        self._probe_thread: int | None = None
         self.paused_until_ms = 0
         self.pause_reason = ""
+
+    @contextmanager
+    def admit(self, weight: int) -> Iterator[Admission]:
+        """Wait until a request of that weight may go out, for as long as the block lasts. Raises Stopped."""
+        self.enter(weight)
+        admission = Admission()
+        try:
+            yield admission
+        finally:
+            self.leave(admission.served)
 
     def enter(self, weight: int) -> None:
         """Wait until a request of that weight may go out, and count it. Raises Stopped."""
         counted = False
         while True:
             with self._lock:
-                if delay := self._closed_seconds():
+                if delay := self._pause_or_probe_seconds():
                     counted = False  # a pause may last longer than the minute it was counted in
                 elif counted:
                     return
-                elif not (delay := self._weight_seconds(weight)):
-                    self.budget.spend(weight, self._clock.now_ms())
+                elif not (delay := self._budget.wait_ms(weight, self._clock.now_ms()) / SECOND_MS):
+                    self._budget.spend(weight, self._clock.now_ms())
                     delay = self._bucket.reserve(self._clock.monotonic())
                     counted = True
             self._clock.sleep(delay)
 
-    def _closed_seconds(self) -> float:
-        left = self._open_at - self._clock.monotonic()
+    def _pause_or_probe_seconds(self) -> float:
+        """How long to wait for the pause or another thread's probe; 0 makes the caller the probe, if any."""
+        left = self._resume_seconds - self._clock.monotonic()
         if left > 0:
             return left
-        if self._suspect:
-            if self._scout not in (None, threading.get_ident()):
-                return 0.1
-            self._scout = threading.get_ident()
+        if self._probing:
+            if self._probe_thread not in (None, threading.get_ident()):
+                return PROBE_POLL_SECONDS
+            self._probe_thread = threading.get_ident()
         return 0.0
 
-    def _weight_seconds(self, weight: int) -> float:
-        return self.budget.wait_ms(weight, self._clock.now_ms()) / SECOND_MS
+    def leave(self, served: bool) -> None:
+        """End a request that had entered; one that was served ends the probing."""
+        with self._lock:
+            if self._probe_thread == threading.get_ident():
+                self._probe_thread = None
+            if served and self._clock.monotonic() >= self._resume_seconds:
+                self._probing, self.paused_until_ms, self.pause_reason = False, 0, ""
+
+    def pause(self, seconds: float, reason: str) -> bool:
+        """Admit nothing for so long. Returns whether that is news: a longer pause than before."""
+        with self._lock:
+            until = self._clock.monotonic() + seconds
+            news = until > self._resume_seconds + 1
+            if until > self._resume_seconds:
+                self._resume_seconds = until
+                self.paused_until_ms = self._clock.now_ms() + round(seconds * SECOND_MS)
+                self.pause_reason = reason
+            self._probing = True
+            return news
 
     def pause_left_seconds(self) -> float:
         """How long the pause lasts from now; 0 when there is none."""
-        return max(0.0, self._open_at - self._clock.monotonic())
+        return max(0.0, self._resume_seconds - self._clock.monotonic())
+
+    def learn(self, used: int, sent_ms: int) -> None:
+        """Take over the exchange's own count of used weight from a reply to a request sent at ``sent_ms``."""
+        with self._lock:
+            self._budget.learn(used, sent_ms, self._clock.now_ms())
 
     def used_weight(self) -> int:
         """The weight used in this minute, as far as it is known."""
         with self._lock:
-            return self.budget.used_at(self._clock.now_ms())
+            return self._budget.used_at(self._clock.now_ms())
 
-    def leave(self, came_through: bool) -> None:
-        """Tell how a request that had entered ended: whether the exchange served it."""
-        with self._lock:
-            if self._scout == threading.get_ident():
-                self._scout = None
-            if came_through and self._clock.monotonic() >= self._open_at:
-                self._suspect, self.paused_until_ms, self.pause_reason = False, 0, ""
+    @property
+    def weight_limit(self) -> int:
+        """The exchange's limit of weight per minute."""
+        return self._budget.limit
 
-    def shut(self, seconds: float, reason: str) -> bool:
-        """Let nothing pass for so long. Returns whether that is news: a longer pause than before."""
+    @weight_limit.setter
+    def weight_limit(self, limit: int) -> None:
         with self._lock:
-            until = self._clock.monotonic() + seconds
-            news = until > self._open_at + 1
-            if until > self._open_at:
-                self._open_at = until
-                self.paused_until_ms = self._clock.now_ms() + round(seconds * SECOND_MS)
-                self.pause_reason = reason
-            self._suspect = True
-            return news
+            self._budget.limit = limit
+
+
+class Tally:
+    """Counts by name. Any thread may add; `_lock` makes each addition and each reading whole."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count so many more under that name."""
+        with self._lock:
+            self._counts[name] += count
+
+    def counts(self) -> dict[str, int]:
+        """The counts so far, by name."""
+        with self._lock:
+            return dict(self._counts)
+
+    def total(self) -> int:
+        """All counts together."""
+        return sum(self.counts().values())
 
 
 # ------------------------------------------------------------------------------
@@ -1722,10 +1788,6 @@ HTTP_TIMEOUTS = {
     "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
 }
 PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
-WAY_OUT_451 = (
-    "Binance does not serve this region (HTTP 451); set BINANCE_BASE_URL to one that it serves, such as "
-    "https://data-api.binance.vision with --public, or reach it through a proxy (HTTPS_PROXY)"
-)
 
 
 class Listing(NamedTuple):
@@ -1782,6 +1844,58 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     return reply
 
 
+class Deadline(threading.local):
+    """Until when the calling thread's request may take, in monotonic seconds of the clock."""
+
+    at_seconds = math.inf
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def left_seconds(self) -> float:
+        """What is left, for a socket's time-out: never 0, which would mean not to wait at all."""
+        return max(0.001, self.at_seconds - self._clock.monotonic())
+
+
+class TimedBackend:
+    """httpcore's way to open connections, such that a reply ends by the deadline however slowly it drips.
+
+    httpx bounds each read alone: a server that sends a byte of its headers every 9 s would hold a worker
+    for ever. A connection is read by the thread whose request it serves, so the deadline is that thread's.
+    """
+
+    def __init__(self, backend: Any, deadline: Deadline) -> None:
+        self._backend = backend
+        self._deadline = deadline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def connect_tcp(self, *arguments: Any, **named: Any) -> TimedStream:
+        """Open a connection."""
+        return TimedStream(self._backend.connect_tcp(*arguments, **named), self._deadline)
+
+
+class TimedStream:
+    """A connection of `TimedBackend`, before and after TLS has started."""
+
+    def __init__(self, stream: Any, deadline: Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def start_tls(self, *arguments: Any, **named: Any) -> TimedStream:
+        """The same connection, encrypted."""
+        return TimedStream(self._stream.start_tls(*arguments, **named), self._deadline)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what comes first: some bytes, the time-out of one read, or the deadline of the request."""
+        left = self._deadline.left_seconds()
+        return bytes(self._stream.read(max_bytes, left if timeout is None else min(timeout, left)))
+
+
 class Reply(NamedTuple):
     """An HTTP reply, read whole; ``sent`` and ``received`` are monotonic seconds."""
 
@@ -1800,28 +1914,39 @@ class Answer(NamedTuple):
 
 
 class Binance:
-    """Reads one market of Binance. Every request passes the gates; threads may share it.
+    """Reads one market of Binance. Every request passes the gate.
 
     All methods raise TransientError after the last attempt, SymbolError, RefusedError or Stopped.
-    ``on_pause`` is called when the exchange has asked for silence, and the gates are shut;
-    ``on_request`` after each request with the HTTP status (or "no answer") and how many seconds it took.
+    ``on_pause`` is called when the gate has been paused; ``on_request`` after each request with how many
+    seconds it took. Workers share it: the gate and the tallies have locks of their own, `_lock` guards
+    the fields below it, and `_parsing` lets one thread parse at a time.
     """
 
     def __init__(self, config: Config, clock: Clock, http: httpx.HTTPTransport) -> None:
         self.market = MARKETS[config.binance_market]
-        self.gates = Gates(clock, config.api_requests_per_sec, self.market.weight_limit)
+        self.gate = RequestGate(clock, config.api_requests_per_sec, self.market.weight_limit)
         self.on_pause: Callable[[], None] = lambda: None
-        self.on_request: Callable[[str, float], None] = lambda status, seconds: None
+        self.on_request: Callable[[float], None] = lambda seconds: None
         self.attempts = ATTEMPTS
-        self.requests = 0
-        self.request_seconds = 0.0  # what a quick one takes of late; 0 before the first
-        self.errors: Counter[str] = Counter()
+        self.requests = Tally()  # by HTTP status, or "no answer"
+        self.errors = Tally()  # failed attempts, by kind
         self._config = config
         self._clock = clock
         self._http = http
-        self._refusals_403 = 0
-        # One at a time: Python runs no two at once anyway, and each holds a page's worth of objects.
-        self._parsing = threading.Lock()
+        self._deadline = Deadline(clock)
+        # The seam that httpx leaves closed; without it (a test would tell) only single reads are bounded.
+        pool: Any = http._pool
+        pool._network_backend = TimedBackend(pool._network_backend, self._deadline)
+        self._lock = threading.Lock()
+        self._firewall_refusals = 0  # 403 in a row
+        self._latest_seconds: deque[float] = deque(maxlen=20)  # of requests that were served
+        self._parsing = threading.Lock()  # Python runs no two at once anyway; each holds a page of objects
+
+    @property
+    def latency_seconds(self) -> float:
+        """What the exchange takes: the quickest of the latest, since a slow one may have waited for us."""
+        with self._lock:
+            return min(self._latest_seconds, default=0.0)
 
     def sync_clock(self) -> float:
         """Ask for the exchange's time and set the clock. Returns the local clock's lead in ms.
@@ -1849,7 +1974,7 @@ class Binance:
         weight, query = self.market.info_weight, self.market.info_query
         info = self._get(path, query, weight, lambda reply: parse_exchange_info(reply.body))
         if info.weight_limit:
-            self.gates.budget.limit = info.weight_limit
+            self.gate.weight_limit = info.weight_limit
         return info
 
     def klines(
@@ -1891,50 +2016,48 @@ class Binance:
         parse: Callable[[Reply], T],
         signed: bool = False,
     ) -> T:
-        """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gates."""
+        """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
         for attempt in range(1, self.attempts + 1):
-            self.gates.enter(weight)
             try:
-                reply = self._ask(path, params, signed)
+                reply = self._ask(path, params, weight, signed)
                 with self._parsing:
                     return parse(reply)
             except TransientError as error:
                 say(logging.DEBUG, "request failed", path=path, attempt=attempt, reason=str(error))
-                self.errors[type(error).__name__] += 1
+                self.errors.add(type(error).__name__)
                 if attempt == self.attempts:
                     raise
                 if not isinstance(error, PauseError):
                     self._clock.sleep(backoff_seconds(attempt, random.random()))
         raise AssertionError("unreachable")
 
-    def _ask(self, path: str, params: Mapping[str, object], signed: bool) -> Reply:
-        """Send one request that has passed the gates: a good reply, or the fitting error."""
-        self.requests += 1
-        came_through, status, began = False, "no answer", self._clock.monotonic()
-        try:
-            reply = self._send(*self._signed(path, params) if signed else (self._url(path, params), {}))
-            status = str(reply.status)
+    def _ask(self, path: str, params: Mapping[str, object], weight: int, signed: bool) -> Reply:
+        """Send one request through the gate: a good reply, or the fitting error."""
+        with self.gate.admit(weight) as admission:
+            reply = self._counted(*self._signed(path, params) if signed else (self._url(path, params), {}))
             used = reply.headers.get("x-mbx-used-weight-1m", "")
             if re.fullmatch("[0-9]{1,9}", used):
-                self.gates.budget.learn(int(used), self._clock.at(reply.sent), self._clock.now_ms())
-            if reply.status in (429, 418, 403, 451):
+                self.gate.learn(int(used), self._clock.at(reply.sent))
+            if reply.status in PAUSES:
                 raise self._paused(reply)
-            self._refusals_403 = 0
-            came_through = True
-        finally:
-            self.gates.leave(came_through)
-            took = self._clock.monotonic() - began
-            if came_through:
-                self._learn_how_long(took)
-            self.on_request(status, took)
+            admission.served = True
+        with self._lock:
+            self._firewall_refusals = 0
+            self._latest_seconds.append(reply.received - reply.sent)
         if reply.status != 200:
             raise _error_of(reply)
         return reply
 
-    def _learn_how_long(self, seconds: float) -> None:
-        """The first and the quick ones tell what the exchange takes; a slow one may have waited for us."""
-        gain = 0.2 if seconds < self.request_seconds else 0.02 if self.request_seconds else 1.0
-        self.request_seconds += (seconds - self.request_seconds) * gain
+    def _counted(self, url: str, headers: dict[str, str]) -> Reply:
+        """Send one request, and count it and how long it took, whatever comes of it."""
+        status, began = "no answer", self._clock.monotonic()
+        try:
+            reply = self._send(url, headers)
+            status = str(reply.status)
+            return reply
+        finally:
+            self.requests.add(status)
+            self.on_request(self._clock.monotonic() - began)
 
     def _url(self, path: str, params: Mapping[str, object]) -> str:
         query = f"?{urlencode(params)}" if params else ""
@@ -1955,6 +2078,7 @@ class Binance:
         import httpx
 
         sent = self._clock.monotonic()
+        self._deadline.at_seconds = sent + REPLY_SECONDS
         try:
             request = httpx.Request("GET", url, headers=HTTP_HEADERS | headers, extensions=HTTP_TIMEOUTS)
             with closing(self._http.handle_request(request)) as response:
@@ -1966,35 +2090,26 @@ class Binance:
             raise TransientError(f"the way to Binance failed: {error or type(error).__name__}") from error
 
     def _read(self, response: httpx.Response) -> bytes:
-        """The body, bounded in size and in time: each read has its time-out, and so has the whole."""
-        until = self._clock.monotonic() + REPLY_SECONDS
+        """The body, bounded in size."""
         body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk
-            if len(body) > REPLY_MOST_BYTES:
-                raise BadReply(f"a reply of more than {REPLY_MOST_BYTES >> 20} MB is refused")
-            if self._clock.monotonic() > until:
-                raise TransientError(f"the reply took longer than {REPLY_SECONDS:g} s")
+            if len(body) > MAX_REPLY_BYTES:
+                raise BadReply(f"a reply of more than {MAX_REPLY_BYTES >> 20} MB is refused")
         return bytes(body)
 
     def _paused(self, reply: Reply) -> PauseError:
-        """Shut the gates as the reply asks, and the error that says so."""
-        seconds = pause_seconds(
-            reply.status,
-            reply.headers.get("retry-after"),
-            reply.body,
-            self._clock.now_ms(),
-            self._refusals_403,
-        )
-        self._refusals_403 += reply.status == 403
-        reason = {
-            429: "too many requests (HTTP 429)",
-            418: "this address is banned (HTTP 418)",
-            403: "refused by Binance's firewall (HTTP 403)",
-            451: WAY_OUT_451,
-        }[reply.status]
-        if self.gates.shut(seconds, reason):
-            say(logging.WARNING, "binance wants silence", seconds=round(seconds), reason=reason)
+        """Pause the gate as the reply asks, and the error that says so."""
+        with self._lock:
+            repeat = self._firewall_refusals
+            self._firewall_refusals += reply.status == 403
+        retry_after, now_ms = reply.headers.get("retry-after"), self._clock.now_ms()
+        seconds = pause_seconds(reply.status, retry_after, reply.body, now_ms, repeat)
+        reason = PAUSES[reply.status].reason
+        if self.gate.pause(seconds, reason):
+            event = "banned" if reply.status == 418 else "rate limited" if reply.status == 429 else "refused"
+            event = f"{event} by binance, pausing"
+            say(logging.WARNING, event, status=reply.status, seconds=round(seconds), reason=reason)
             self.on_pause()
         return PauseError(reason)
 
@@ -2014,7 +2129,7 @@ def _error_of(reply: Reply) -> ExchangeError:
         return RefusedError(f"a redirect is not followed ({text}); is BINANCE_BASE_URL right?")
     if reply.status >= 500 or code in PASSING_CODES or reply.status == 408:
         return TransientError(f"Binance answers {text}")
-    return RefusedError(f"Binance refuses: {text}", code if type(code) is int else 0)
+    return RefusedError(f"Binance refuses: {text}")
 
 
 def connect_http(config: Config) -> httpx.HTTPTransport:
@@ -2042,6 +2157,13 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
         ) from error
 
 
+def _is_within(address: SplitResult, entry: str) -> bool:
+    """Whether an entry of NO_PROXY, without its scheme, names the host (and port) or a domain around it."""
+    name = entry.rstrip("/")
+    within = f".{address.hostname}".endswith(f".{name.lstrip('*.')}")
+    return within or name in (address.hostname, address.netloc)
+
+
 def _proxy_for(base_url: str) -> str | None:
     """The proxy that the environment names for an address."""
     from urllib.request import getproxies, proxy_bypass
@@ -2050,8 +2172,12 @@ def _proxy_for(base_url: str) -> str | None:
     # Plain http is for this machine alone when there are keys: no proxy may come in between.
     local = address.scheme == "http" and _keeps_secrets(base_url)
     proxy = proxies.get(address.scheme) or proxies.get("all")
-    direct = "*" in re.split(r"[\s,]+", proxies.get("no", ""))
-    if local or not proxy or direct or proxy_bypass(address.netloc) or proxy_bypass(address.hostname or ""):
+    host = address.hostname or ""
+    for name in re.split(r"[\s,]+", proxies.get("no", "")):
+        scheme, _, rest = name.rpartition("://")  # as curl and httpx allow it: https://internal.example
+        if name == "*" or (scheme in (address.scheme, "all") and _is_within(address, rest)):
+            return None
+    if local or not proxy or proxy_bypass(address.netloc) or proxy_bypass(host):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
@@ -2518,7 +2644,7 @@ class Service:
         pause = None if PAUSE_KEY in self._foreign_told else self._store.load_pause()
         if pause:
             seconds, reason = pause
-            self._binance.gates.shut(seconds, reason)
+            self._binance.gate.pause(seconds, reason)
             text = "waiting out a pause from before the start"
             say(logging.WARNING, text, seconds=round(seconds), reason=reason)
 
@@ -2608,7 +2734,7 @@ class Service:
     def cycle(self, first: bool = False) -> None:
         """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
         started, started_ms = self._clock.monotonic(), self._clock.now_ms()
-        requests = self._binance.requests
+        requests = self._binance.requests.total()
         due = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
         due.sort(key=lambda feed: feed.updated_ms)
         self._figures.state = "running"
@@ -2621,7 +2747,7 @@ class Service:
         if regular:
             self._count(regular, self._clock.monotonic() - started)
         self._schedule(due, regular, started_ms)
-        self._report(due, regular, self._binance.requests - requests)
+        self._report(due, regular, self._binance.requests.total() - requests)
 
     @property
     def lagging(self) -> bool:
@@ -2654,7 +2780,7 @@ class Service:
     def _workers_needed(self) -> int:
         config = self._config
         most = min(config.concurrent_requests, config.batch_size)
-        return workers_needed(config.api_requests_per_sec, self._binance.request_seconds, most)
+        return workers_needed(config.api_requests_per_sec, self._binance.latency_seconds, most)
 
     def _work(self, feeds: deque[Feed]) -> None:
         """Update one feed after the other until none is left, or a stop is asked for."""
@@ -2786,8 +2912,7 @@ class Service:
         self._figures.close_delays.add(seconds, self._clock.now_ms())
         self._exporter.observe("candle_delay", seconds)
 
-    def _note_request(self, status: str, seconds: float) -> None:
-        self._figures.requests_by_status[status] += 1
+    def _note_request(self, seconds: float) -> None:
         self._exporter.observe("request", seconds)
 
     def _without_foreign(self, feeds: list[Feed]) -> list[Feed]:
@@ -2853,7 +2978,7 @@ class Service:
         if not regular:
             say(logging.DEBUG, "asked again after a close", feeds=len(due), requests=requests)
             return
-        gates = self._binance.gates
+        gate = self._binance.gate
         say(
             logging.INFO,
             "cycle",
@@ -2861,7 +2986,7 @@ class Service:
             failed=figures.failed_updates,
             seconds=round(figures.duration_seconds, 2),
             requests=requests,
-            weight=f"{gates.used_weight()}/{gates.budget.limit}",
+            weight=f"{gate.used_weight()}/{gate.weight_limit}",
             next=iso_time(figures.next_cycle_ms) if figures.next_cycle_ms and not self._once else "none",
         )
         figures.warnings = tuple(self._out_of_bounds(len(regular)))
@@ -2967,8 +3092,8 @@ class Service:
             say(logging.DEBUG, "put off", reason=str(error))
 
     def _keep_pause(self) -> None:
-        gates = self._binance.gates
-        seconds, until_ms, reason = gates.pause_left_seconds(), gates.paused_until_ms, gates.pause_reason
+        gate = self._binance.gate
+        seconds, until_ms, reason = gate.pause_left_seconds(), gate.paused_until_ms, gate.pause_reason
         self._quietly(lambda: self._store.save_pause(until_ms, seconds, reason))
         self._figures.status_at = 0.0  # so that the next tick shows it
 
@@ -3008,7 +3133,7 @@ class Service:
             say(logging.WARNING, "redis has lost what was stored; writing it again")
             for feed in self._feeds.values():
                 feed.unsaved, feed.written_bytes = feed.unsaved or feed.series is not None, 0
-            if self._binance.gates.pause_left_seconds():
+            if self._binance.gate.pause_left_seconds():
                 self._keep_pause()
         figures.status_written = True
 
@@ -3017,7 +3142,7 @@ class Service:
         figures, now_ms = self._figures, self._clock.now_ms()
         feeds = list(self._feeds.values())
         memory = resident_mb()
-        paused = figures.state == "running" and self._binance.gates.pause_left_seconds() > 0
+        paused = figures.state == "running" and self._binance.gate.pause_left_seconds() > 0
         return {
             "state": "paused" if paused else figures.state,
             "version": __version__,
@@ -3064,15 +3189,15 @@ class Service:
 
     def _spent(self) -> dict[str, object]:
         """What was asked of the exchange, and its limits: the status' part about requests."""
-        gates, binance = self._binance.gates, self._binance
+        gate, binance = self._binance.gate, self._binance
         return {
-            "paused_until": _iso_or_none(gates.paused_until_ms),
-            "pause_reason": gates.pause_reason or None,
-            "used_weight": gates.used_weight(),
-            "weight_limit": gates.budget.limit,
-            "requests": binance.requests,
-            "requests_by_status": dict(self._figures.requests_by_status),
-            "request_errors": dict(binance.errors),
+            "paused_until": _iso_or_none(gate.paused_until_ms),
+            "pause_reason": gate.pause_reason or None,
+            "used_weight": gate.used_weight(),
+            "weight_limit": gate.weight_limit,
+            "requests": binance.requests.total(),
+            "requests_by_status": binance.requests.counts(),
+            "request_errors": binance.errors.counts(),
         }
 
     def health(self) -> dict[str, object]:
@@ -3087,9 +3212,7 @@ class Service:
         if stale:
             told = f"{len(stale)} of {len(feeds)} ({_some(stale)})"
             reasons.append(f"older than {config.max_data_age} s: {told}")
-        reasons += [
-            text for text in (figures.waiting_for, self._binance.gates.pause_reason) if text and stale
-        ]
+        reasons += [text for text in (figures.waiting_for, self._binance.gate.pause_reason) if text and stale]
         if not feeds:
             reasons.append(figures.waiting_for or "no symbol to update")
         if away := self._store.away_reason:
@@ -3125,7 +3248,6 @@ class Figures:
     skew_ms: float = 0.0
     waiting_for: str = ""
     warnings: tuple[str, ...] = ()
-    requests_by_status: Counter[str] = field(default_factory=Counter)
     close_delays: DayOfDelays = field(default_factory=lambda: DayOfDelays())
     beat_at: float = 0.0  # monotonic
     status_at: float = 0.0  # monotonic
@@ -3656,8 +3778,8 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         skew_ms = binance.sync_clock()
         latency_ms = round((clock.monotonic() - began) * SECOND_MS)
         info = binance.exchange_info()
-        budget = binance.gates.budget
-        found = f"answers in {latency_ms} ms, weight {budget.used} of {budget.limit}"
+        gate = binance.gate
+        found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
         skew = f"the local clock is {skew_ms / SECOND_MS:+.1f} s against the exchange's"
         yield Check("clock", abs(skew_ms) <= SKEW_WORTH_SAYING_MS, skew)

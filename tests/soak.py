@@ -38,8 +38,8 @@ def figures(rig: Rig) -> tuple[int, float, int, int, int, int]:
         tet.resident_mb() or 0.0,
         threading.active_count(),
         files,
-        rig.binance.requests,
-        sum(rig.binance.errors.values()),
+        rig.binance.requests.total(),
+        rig.binance.errors.total(),
     )
 
 

@@ -1,7 +1,8 @@
-"""The exchange's limits: how long a request has to wait, in numbers and at the gates."""
+"""The exchange's limits: how long a request has to wait, in numbers and at the gate."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -50,7 +51,7 @@ def test_turns_come_in_the_order_of_arrival_and_never_early(rate, pauses):
 def test_the_full_rate_is_kept_over_a_long_run(rate):
     """Requests that wait in line go out at the rate, none of it lost, after one burst."""
     times = turns(rate, [100.0] * 10_000)
-    assert 0 <= times[-1] - 100 - (10_000 - max(1, rate)) / rate + 1e-6 < tet.BEAT_SECONDS
+    assert 0 <= times[-1] - 100 - (10_000 - max(1, rate)) / rate + 1e-6 < tet.RELEASE_SECONDS
 
 
 @pytest.mark.parametrize("rate", [0.5, 1, 15, 100])
@@ -59,12 +60,12 @@ def test_each_waits_for_his_own_turn_and_loses_nothing(rate):
     bucket, now = tet.TokenBucket(rate, 50.0), 50.0
     for _ in range(5000):
         now += bucket.reserve(now)
-    assert 0 <= now - 50 - (5000 - max(1, rate)) / rate + 1e-6 < tet.BEAT_SECONDS
+    assert 0 <= now - 50 - (5000 - max(1, rate)) / rate + 1e-6 < tet.RELEASE_SECONDS
 
 
 @pytest.mark.parametrize(("rate", "together"), [(2, 1), (8, 2), (100, 25)])
 def test_who_has_to_wait_goes_out_with_others(rate, together):
-    """Turns come in beats, unless the rate is so low that each beat would have one or none."""
+    """Slots come in groups, unless the rate is so low that each group would have one or none."""
     waiting = Counter(round(turn, 6) for turn in turns(rate, [0.0] * 10 * rate)[rate:])
     assert set(waiting.values()) == {together}
 
@@ -76,7 +77,7 @@ def test_a_burst_is_one_second_worth(rate, at_once):
     for start in (0.0, 1000.0, 1_000_000.0):
         waits = [bucket.reserve(start) for _ in range(at_once + 1)]
         assert waits[:-1] == [0.0] * at_once
-        assert 0 <= waits[-1] - (at_once + 1 - max(1, rate)) / rate + 1e-6 < tet.BEAT_SECONDS
+        assert 0 <= waits[-1] - (at_once + 1 - max(1, rate)) / rate + 1e-6 < tet.RELEASE_SECONDS
 
 
 def test_a_clock_that_steps_back_earns_nothing():
@@ -280,9 +281,9 @@ def clock():
 
 
 @pytest.fixture
-def gates(clock):
+def gate(clock):
     """Gates for ten requests a second and a weight of a hundred a minute."""
-    return tet.Gates(clock, 10, 100)
+    return tet.RequestGate(clock, 10, 100)
 
 
 @pytest.fixture
@@ -292,134 +293,183 @@ def other():
         yield lambda act, *arguments: thread.submit(act, *arguments).result(10)
 
 
-def test_open_gates_let_a_burst_pass_and_then_keep_the_rate(clock, gates):
+def test_open_gates_let_a_burst_pass_and_then_keep_the_rate(clock, gate):
     """Ten go at once, and twenty more take two seconds."""
     for _ in range(10):
-        gates.enter(1)
+        gate.enter(1)
     assert clock.seconds == 1000
     for _ in range(20):
-        gates.enter(1)
+        gate.enter(1)
     assert clock.seconds == pytest.approx(1002)
-    assert gates.budget.used == 30
+    assert gate.used_weight() == 30
 
 
-def test_used_up_weight_waits_for_the_next_minute(clock, gates):
+def test_used_up_weight_waits_for_the_next_minute(clock, gate):
     """The request that would exceed the budget goes out in the new minute, and is counted there."""
-    gates.enter(90)
-    gates.enter(2)
+    gate.enter(90)
+    gate.enter(2)
     assert 1030 <= clock.seconds <= 1031
-    assert gates.budget.used == 2
+    assert gate.used_weight() == 2
 
 
-def test_a_pause_holds_everybody(clock, gates, other):
+def test_a_pause_holds_everybody(clock, gate, other):
     """No thread gets through before the pause is over."""
-    gates.shut(60, "429")
-    other(gates.enter, 1)
+    gate.pause(60, "429")
+    other(gate.enter, 1)
     assert clock.seconds == pytest.approx(1060)
-    other(gates.leave, True)
-    gates.shut(60, "429")
-    gates.enter(1)
+    other(gate.leave, True)
+    gate.pause(60, "429")
+    gate.enter(1)
     assert clock.seconds == pytest.approx(1120)
 
 
-def test_after_a_pause_one_goes_first_and_the_rest_follow_when_it_came_through(clock, gates, other):
+def test_after_a_pause_one_goes_first_and_the_rest_follow_when_it_came_through(clock, gate, other):
     """The second thread waits until the first one's request was served."""
-    gates.shut(60, "429")
-    other(gates.enter, 1)
-    clock.plan(5, lambda: other(gates.leave, True))
-    gates.enter(1)
+    gate.pause(60, "429")
+    other(gate.enter, 1)
+    clock.plan(5, lambda: other(gate.leave, True))
+    gate.enter(1)
     assert 1065 <= clock.seconds <= 1066
 
 
-def test_the_first_one_may_go_on_alone(clock, gates):
+def test_the_first_one_may_go_on_alone(clock, gate):
     """The thread that goes first does not wait for itself when it tries again."""
-    gates.shut(60, "429")
-    gates.enter(1)
-    gates.enter(1)
+    gate.pause(60, "429")
+    gate.enter(1)
+    gate.enter(1)
     assert clock.seconds == pytest.approx(1060)
 
 
-def test_when_the_first_one_failed_another_goes_alone(clock, gates, other):
+def test_when_the_first_one_failed_another_goes_alone(clock, gate, other):
     """A request that did not come through opens nothing: the next one is alone again."""
-    gates.shut(60, "429")
-    gates.enter(1)
-    gates.leave(False)
-    other(gates.enter, 1)
-    clock.plan(5, lambda: other(gates.leave, True))
-    gates.enter(1)
+    gate.pause(60, "429")
+    gate.enter(1)
+    gate.leave(False)
+    other(gate.enter, 1)
+    clock.plan(5, lambda: other(gate.leave, True))
+    gate.enter(1)
     assert 1065 <= clock.seconds <= 1066
 
 
-def test_after_a_success_nobody_waits_any_more(clock, gates, other):
+def test_after_a_success_nobody_waits_any_more(clock, gate, other):
     """The gates are open for all, and the pause is forgotten."""
-    gates.shut(60, "429")
-    gates.enter(1)
-    gates.leave(True)
+    gate.pause(60, "429")
+    gate.enter(1)
+    gate.leave(True)
     for _ in range(4):
-        other(gates.enter, 1)
+        other(gate.enter, 1)
     assert clock.seconds == pytest.approx(1060)
-    assert (gates.paused_until_ms, gates.pause_reason) == (0, "")
+    assert (gate.paused_until_ms, gate.pause_reason) == (0, "")
 
 
-def test_an_answer_from_before_the_pause_does_not_end_it(clock, gates, other):
+def test_an_answer_from_before_the_pause_does_not_end_it(clock, gate, other):
     """A request that was under way when the pause began, and is served, opens nothing."""
-    other(gates.enter, 1)
-    gates.shut(60, "429")
-    other(gates.leave, True)
-    assert gates.pause_reason == "429"
-    gates.enter(1)
+    other(gate.enter, 1)
+    gate.pause(60, "429")
+    other(gate.leave, True)
+    assert gate.pause_reason == "429"
+    gate.enter(1)
     assert clock.seconds == pytest.approx(1060)
 
 
-def test_a_pause_that_begins_while_a_request_waits_for_its_turn_holds_it_too(clock, gates):
+def test_a_pause_that_begins_while_a_request_waits_for_its_turn_holds_it_too(clock, gate):
     """Who has passed the pause and waits for a token does not go out into the next pause."""
     for _ in range(10):
-        gates.enter(1)
-    clock.plan(0.05, lambda: gates.shut(30, "429"))
-    gates.enter(1)
+        gate.enter(1)
+    clock.plan(0.05, lambda: gate.pause(30, "429"))
+    gate.enter(1)
     assert clock.seconds >= 1030.05
     assert clock.plans == []
 
 
-def test_a_pause_made_longer_while_waiting_is_kept(clock, gates):
+def test_a_pause_made_longer_while_waiting_is_kept(clock, gate):
     """A thread that waits for the end of a pause finds it moved and waits on."""
-    gates.shut(10, "429")
-    clock.plan(5, lambda: gates.shut(60, "418"))
-    gates.enter(1)
+    gate.pause(10, "429")
+    clock.plan(5, lambda: gate.pause(60, "418"))
+    gate.enter(1)
     assert clock.seconds == pytest.approx(1065)
 
 
-def test_a_shorter_pause_does_not_cut_a_longer_one(clock, gates):
+def test_a_shorter_pause_does_not_cut_a_longer_one(clock, gate):
     """The later end counts, with its reason."""
-    gates.shut(60, "418")
-    gates.shut(5, "429")
-    assert (gates.paused_until_ms, gates.pause_reason) == (NOW_MS + 60_000, "418")
-    gates.enter(1)
+    gate.pause(60, "418")
+    gate.pause(5, "429")
+    assert (gate.paused_until_ms, gate.pause_reason) == (NOW_MS + 60_000, "418")
+    gate.enter(1)
     assert clock.seconds == pytest.approx(1060)
 
 
 @pytest.mark.parametrize(("second", "news"), [(60, False), (60.5, False), (61.5, True), (5, False)])
-def test_only_a_longer_pause_is_news(gates, second, news):
+def test_only_a_longer_pause_is_news(gate, second, news):
     """The same 429 met by twelve threads is told once."""
-    assert gates.shut(60, "429") is True
-    assert gates.shut(second, "429") is news
+    assert gate.pause(60, "429") is True
+    assert gate.pause(second, "429") is news
 
 
-def test_a_stop_ends_the_wait_for_a_pause(clock, gates):
+def test_a_stop_ends_the_wait_for_a_pause(clock, gate):
     """A thread held by a pause is let go by a stop, without a request."""
-    gates.shut(3600, "418")
+    gate.pause(3600, "418")
     clock.plan(1, clock.stop)
     with pytest.raises(tet.Stopped):
-        gates.enter(1)
+        gate.enter(1)
     assert clock.seconds == pytest.approx(1001)
-    assert gates.budget.used == 0
+    assert gate.used_weight() == 0
 
 
-def test_nothing_passes_after_a_stop(clock, gates):
+def test_nothing_passes_after_a_stop(clock, gate):
     """Open gates are no way out either once a stop was asked for."""
     clock.stop()
     with pytest.raises(tet.Stopped):
-        gates.enter(1)
+        gate.enter(1)
+
+
+def test_no_weight_is_lost_when_workers_send_and_learn_at_once(monkeypatch):
+    """Every request that went out counts, though an old count comes back in the same moment."""
+    gate = tet.RequestGate(RealTimeOfOneMinute(), 1e9, 10**9)
+    monkeypatch.setattr(tet, "max", lambda *values: slowly(max(*values)), raising=False)
+
+    def work():
+        for _ in range(20):
+            gate.enter(1)
+            gate.learn(0, NOW_MS)
+            gate.leave(True)
+
+    run_in_threads(work)
+    assert gate.used_weight() == 4 * 20
+
+
+def test_no_count_is_lost_when_workers_count_at_once():
+    """Requests and errors are summed over all threads."""
+
+    class SlowName(str):
+        def __hash__(self):
+            return slowly(super().__hash__())
+
+    tally = tet.Tally()
+    run_in_threads(lambda: [tally.add(SlowName("200")) for _ in range(20)])
+    assert tally.counts() == {"200": 4 * 20}
+    assert tally.total() == 4 * 20
+
+
+class RealTimeOfOneMinute(tet.Clock):
+    """A clock that runs, but whose exchange time stays within one minute."""
+
+    def now_ms(self):
+        """The same moment always."""
+        return NOW_MS
+
+
+def slowly(value):
+    """The value, after a moment in which other threads run."""
+    time.sleep(0.001)
+    return value
+
+
+def run_in_threads(work):
+    """Let four threads do the same, to its end."""
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(work) for _ in range(4)]:
+            done.result()
 
 
 # The clock

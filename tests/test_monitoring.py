@@ -215,7 +215,7 @@ def test_health_names_what_is_wrong(look, exchange):
 def test_health_does_not_ask_into_a_ban(look, exchange, reader, redis_url):
     """While a pause is on, the check says so and sends nothing."""
     with started(exchange, redis_url) as rig:
-        rig.binance.gates.shut(100, "this address is banned (HTTP 418)")
+        rig.binance.gate.pause(100, "this address is banned (HTTP 418)")
         rig.service._keep_pause()
     exchange.clear()
     done = look("--health-check")
@@ -379,7 +379,7 @@ def test_a_pause_and_a_close_are_measured(exchange, redis_url, reader):
         rig.refresh()
         exchange.clock.advance(8 * MINUTE)
         rig.refresh()
-        rig.binance.gates.shut(50, "a test")
+        rig.binance.gate.pause(50, "a test")
         samples = scrape(f"http://{address}")
         told = json.loads(reader.get("tet:system:status"))["close_to_redis_seconds"]
     assert 45 < samples["tet_pause_seconds",] <= 50

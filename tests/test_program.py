@@ -132,7 +132,7 @@ def test_a_stop_during_a_ban_is_prompt(exchange, redis_url, tmp_path):
     exchange.ban(600)
     arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)
     with Running(tmp_path, *arguments) as running:
-        eventually(lambda: running.says("binance wants silence"))
+        eventually(lambda: running.says("by binance, pausing"))
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 0
 

@@ -195,6 +195,9 @@ def test_a_proxy_of_the_environment_is_used(proxy_asked, monkeypatch, name):
         ("example.org, *", "https://127.0.0.1:9"),
         ("127.0.0.1:9", "https://127.0.0.1:9"),
         ("::1", "https://[::1]:9"),
+        ("https://127.0.0.1", "https://127.0.0.1:9"),
+        ("example.org all://127.0.0.1:9/", "https://127.0.0.1:9"),
+        ("https://*.localhost", "https://api.localhost:9"),
     ],
 )
 def test_no_proxy_names_what_is_reached_without_one(proxy_asked, monkeypatch, names, url):
@@ -205,6 +208,17 @@ def test_no_proxy_names_what_is_reached_without_one(proxy_asked, monkeypatch, na
     with pytest.raises(tet.TransientError):
         ask_the_time(url)
     assert not asked
+
+
+@pytest.mark.parametrize("names", ["http://127.0.0.1", "https://127.0.0.2", "https://"])
+def test_no_proxy_of_another_scheme_or_host_changes_nothing(proxy_asked, monkeypatch, names):
+    """An entry with a scheme is for that scheme and that host alone."""
+    address, asked = proxy_asked
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
+    monkeypatch.setenv("NO_PROXY", names)
+    with pytest.raises(tet.TransientError):
+        ask_the_time("https://127.0.0.1:9")
+    assert asked
 
 
 def test_a_proxy_that_cannot_be_used_is_a_clear_error(redis_url):

@@ -719,12 +719,13 @@ def test_an_oversize_body_is_valid_json_of_17_megabytes(exchange, client):
     assert isinstance(reply.json(), list)
 
 
-def test_a_dribble_comes_byte_by_byte(exchange, client):
-    """The whole true body arrives, if one has the patience."""
+@pytest.mark.parametrize("kind", ["dribble", "dribble_head"])
+def test_a_dribble_comes_byte_by_byte(exchange, client, kind):
+    """The whole true reply arrives, if one has the patience: its body, or its headers too."""
     exchange.faults.dribble_seconds = 0
-    assert is_sound(spoilt(exchange, client, "dribble").json())
+    assert is_sound(spoilt(exchange, client, kind).json())
     exchange.faults.dribble_seconds = 60
-    exchange.faults.add("dribble")
+    exchange.faults.add(kind)
     with pytest.raises(httpx.ReadTimeout):
         client.get(KLINES, params=BTC_15M, timeout=0.05)
 

@@ -181,7 +181,7 @@ def test_plain_commands_are_enough(exchange, tmp_path):
         )
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw"}
         with started(exchange, url_of(server), **given) as rig:
-            rig.binance.gates.shut(0.5, "a test")
+            rig.binance.gate.pause(0.5, "a test")
             rig.service._keep_pause()
             rig.refresh()
             assert rig.feeds[0].failure == ""
@@ -257,7 +257,7 @@ def test_another_programs_system_key_is_left_alone_and_named(exchange, redis_url
     reader.rpush(key, "precious")
     with started(exchange, redis_url) as rig:
         rig.refresh()
-        rig.binance.gates.shut(0.2, "a test")
+        rig.binance.gate.pause(0.2, "a test")
         rig.service._keep_pause()
     assert reader.lrange(key, 0, -1) == ["precious"]
     assert stored(reader)["candle_count"] == 192
@@ -351,7 +351,7 @@ def test_threads_and_connections_stay_bounded(exchange, redis_url):
     """However many cycles run, there are no more workers and connections than asked for."""
     before = threading.active_count()
     with started(exchange, redis_url, CONCURRENT_REQUESTS=3, SYMBOLS="BTC/USDT,ETH/USDT,DOGE/USDT") as rig:
-        rig.binance.gates._bucket.rate = 1e6
+        rig.binance.gate._bucket.rate = 1e6
         for _ in range(50):
             rig.refresh()
         used = threading.active_count() - before - exchange.open_connections
