@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := tet_data_service.py simulated_binance.py tests bench deploy/build.py deploy/frozen.py
+SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py
 COMPOSE := docker compose --file deploy/docker-compose.yml
 COMMIT = $(shell git rev-parse --short=7 HEAD)
 BUILT = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%d --format=%cd)

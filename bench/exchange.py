@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from simulated_binance import INTERVALS, Market, RandomWalk, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_binance import INTERVALS, Market, RandomWalk, SimulatedBinance, SimulatedClock
 
 
 def warmed(names: list[str], interval_name: str, candles: int, now_ms: int) -> Market:

@@ -26,7 +26,7 @@ def measure(minutes: float, lag_seconds: float, folder: Path) -> dict[str, float
     simulator = ("--port", str(port), "--close-lag-seconds", str(lag_seconds))
     with (
         ValkeyServer(port=unused_port(), data_dir=folder) as server,
-        program("simulated_binance.py", *simulator),
+        program("tet_extras/simulated_binance.py", *simulator),
     ):
         time.sleep(1)
         arguments = ("--public", f"--base-url=http://127.0.0.1:{port}", f"--redis=127.0.0.1:{server.port}")

@@ -108,7 +108,7 @@ def _owner(frame: FrameType | None) -> tuple[str, str]:
 def refresh(service: rig.Rig) -> None:
     """One steady cycle over all pairs."""
     for feed in service.feeds:
-        feed.due_ms = feed.regular_due_ms = 0
+        feed.due = tet.Due()
     service.service.cycle()
 
 

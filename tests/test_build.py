@@ -21,7 +21,7 @@ import pytest
 from rig import NOON_MS, PROGRAM, clean_environment, eventually, expected_candles, stored
 
 import tet_data_service as tet
-from simulated_binance import Market, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
 pytestmark = [pytest.mark.xdist_group("build"), pytest.mark.timeout(400)]
 
@@ -137,7 +137,7 @@ def test_the_zipapp_is_for_every_platform(built):
     assert names == sorted(names)
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert [name for name in names if re.search(r"\.(so|pyd|dll|dylib|exe|pyc)$|dist-info", name)] == []
-    assert {"tet_data_service.py", "simulated_binance.py", "certifi/cacert.pem"} <= set(names)
+    assert {"tet_data_service.py", "tet_extras/simulated_binance.py", "certifi/cacert.pem"} <= set(names)
     for package in ("certifi", "click", "httpx", "redis"):
         assert any(name.startswith(f"licenses/{package}/") for name in names)
 

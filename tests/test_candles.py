@@ -301,29 +301,29 @@ def held(final=False):
 
 def test_a_successor_makes_a_candle_final():
     """The newest candle's predecessor is closed for certain."""
-    assert held().final_end_ms == START + 4 * STEP
+    assert held().closed_end_ms == START + 4 * STEP
 
 
 def test_an_unfinished_candle_stays_unfinished_until_the_exchange_shows_more():
     """Seconds after the close, the same candle again proves nothing: the server may lag."""
     end_ms = START + 5 * STEP
     series = tet.absorb(held(), candles_from([4]), end_ms + 9_000, 100)
-    assert series.final_end_ms == START + 4 * STEP
-    assert not tet.is_settled(series, end_ms + 9_000)
+    assert series.closed_end_ms == START + 4 * STEP
+    assert tet.is_lagging(series, end_ms + 9_000)
 
 
 def test_a_candle_repeated_long_after_its_close_is_final():
     """When nothing lags any more and the candle is the same, there is no successor to wait for: a halt."""
     end_ms = START + 5 * STEP
-    series = tet.absorb(held(), candles_from([4]), end_ms + tet.SETTLED_AFTER_CLOSE_MS, 100)
-    assert series.final_end_ms == end_ms
-    assert tet.is_settled(series, end_ms + 20_000)
+    series = tet.absorb(held(), candles_from([4]), end_ms + tet.MAX_LAG_MS, 100)
+    assert series.closed_end_ms == end_ms
+    assert not tet.is_lagging(series, end_ms + 20_000)
 
 
 def test_a_candle_that_still_changes_after_its_close_is_not_final():
     """It must be repeated unchanged."""
-    late_ms = START + 5 * STEP + tet.SETTLED_AFTER_CLOSE_MS
-    assert tet.absorb(held(), candles_from([4], "9"), late_ms, 100).final_end_ms == START + 4 * STEP
+    late_ms = START + 5 * STEP + tet.MAX_LAG_MS
+    assert tet.absorb(held(), candles_from([4], "9"), late_ms, 100).closed_end_ms == START + 4 * STEP
 
 
 def test_an_answer_older_than_what_is_held_undoes_nothing():

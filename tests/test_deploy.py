@@ -234,7 +234,7 @@ def test_what_the_image_copies_is_there():
         if name == "COPY" and "--from" not in rest:
             sources |= set(rest.split()[:-1])
     assert sources == {line[1:] for line in ignored if line.startswith("!")}
-    assert all((ROOT / source).is_file() for source in sources)
+    assert all((ROOT / source).exists() for source in sources)
     assert "*" in ignored
 
 
@@ -243,7 +243,9 @@ def test_the_image_holds_what_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     copied = " ".join(rest for name, rest in instructions() if name == "COPY")
     assert project["project"]["readme"] in copied
-    assert all(f"{module}.py" in copied for module in project["tool"]["setuptools"]["py-modules"])
+    setuptools = project["tool"]["setuptools"]
+    assert all(f"{module}.py" in copied for module in setuptools["py-modules"])
+    assert all(f"{package} {package}" in copied for package in setuptools["packages"])
 
 
 def test_the_image_runs_as_nobody_and_hears_sigterm():

@@ -16,6 +16,7 @@ import redis
 from rig import PROGRAM, Running, clean_environment, eventually, run_program, unused_port
 
 import tet_data_service as tet
+from tet_extras.embedded import EmbeddedError, EmbeddedServer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the embedded server needs a POSIX system")
 
@@ -73,7 +74,7 @@ def test_the_data_is_there_at_the_next_start(arguments, exchange):
     assert run_program(*arguments, "--once").returncode == 0
     exchange.clear()
     done = run_program(*arguments, "--once")
-    assert "resumed from_redis=1 anew=0" in done.stderr
+    assert "restored from redis restored=1 to_backfill=0" in done.stderr
     assert [int(request.params["limit"]) for request in exchange.asked()] == [7]
 
 
@@ -84,7 +85,7 @@ def test_a_killed_service_leaves_no_server_behind(arguments, tmp_path, exchange)
         running.process.kill()
         running.process.wait()
         eventually(lambda: not servers_on(tmp_path / "data"))
-    assert "resumed from_redis=1 anew=0" in run_program(*arguments, "--once").stderr
+    assert "restored from redis restored=1 to_backfill=0" in run_program(*arguments, "--once").stderr
 
 
 def test_a_start_right_after_a_kill_waits_for_the_old_server(arguments, tmp_path):
@@ -110,14 +111,14 @@ def test_a_taken_port_is_no_obstacle(tmp_path):
     """The next free port is taken; where there is none, that is the error."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1], unused_port()]
-        server = tet.EmbeddedServer(tmp_path / "data", ports, 256)
+        server = EmbeddedServer(tmp_path / "data", 256, tet.say, ports)
         server.start()
         try:
             assert server.port == ports[1]
         finally:
             server.stop()
-        other = tet.EmbeddedServer(tmp_path / "other", ports[:1], 256)
-        with pytest.raises(tet.StoreError, match="no free port"):
+        other = EmbeddedServer(tmp_path / "other", 256, tet.say, ports[:1])
+        with pytest.raises(EmbeddedError, match="no free port"):
             other.start()
         other.stop()
 

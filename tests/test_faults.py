@@ -25,7 +25,7 @@ from rig import (
 )
 
 import tet_data_service as tet
-from simulated_binance import ALL_FAULTS, DEFAULT_PAIRS, Market, SimulatedClock
+from tet_extras.simulated_binance import ALL_FAULTS, DEFAULT_PAIRS, Market, SimulatedClock
 
 STEP = 900_000
 
@@ -296,7 +296,8 @@ def test_the_first_requests_tell_how_far_away_the_exchange_is(exchange, redis_ur
     exchange.latency_seconds = latency_seconds
     with started(exchange, redis_url) as rig:
         assert latency_seconds <= rig.binance.latency_seconds < latency_seconds + 0.1
-        assert (rig.service._workers_needed() > 1) == (latency_seconds > 0)
+        needed = tet.workers_needed(100, rig.binance.latency_seconds, 12)
+        assert (needed > 1) == (latency_seconds > 0)
 
 
 def test_an_exchange_that_refuses_at_once_is_not_taken_for_a_near_one():

@@ -19,6 +19,7 @@ from referencing import Registry, Resource
 from rig import HOUR, MINUTE, PROGRAM, FastClock, Running, eventually, run_program, started, unused_port
 
 import tet_data_service as tet
+from tet_extras import web
 
 SCHEMAS = Path(__file__).parent / "schemas"
 DEPLOY = PROGRAM.parent / "deploy"
@@ -186,7 +187,7 @@ def test_a_healthy_service_passes_every_check(running, look, exchange):
 
 def test_health_is_good_when_all_is(redis_url, tmp_path):
     """With an exchange whose time is right every line is ok, and the exit code 0."""
-    from simulated_binance import Market, SimulatedBinance
+    from tet_extras.simulated_binance import Market, SimulatedBinance
 
     with SimulatedBinance(market=Market.random_walk(["BTC/USDT"])) as exchange:
         servers = (f"--base-url={exchange.url}", f"--redis={redis_url}", "--symbols=BTC/USDT")
@@ -216,7 +217,7 @@ def test_health_does_not_ask_into_a_ban(look, exchange, reader, redis_url):
     """While a pause is on, the check says so and sends nothing."""
     with started(exchange, redis_url) as rig:
         rig.binance.gate.pause(100, "this address is banned (HTTP 418)")
-        rig.service._keep_pause()
+        rig.service.writer.save_pause()
     exchange.clear()
     done = look("--health-check")
     assert done.returncode == 1
@@ -247,7 +248,6 @@ def test_health_over_http_tells_of_stale_data(exchange, redis_url):
     """No fresh data: 503 with the reason, while the loop is alive."""
     address = f"127.0.0.1:{unused_port()}"
     with started(exchange, redis_url, HTTP_ADDR=address) as rig:
-        rig.service._exporter.start()
         assert get(f"http://{address}/health")[0] == 503  # nothing fetched yet
         rig.refresh()
         assert get(f"http://{address}/health/ready")[0] == 200
@@ -263,10 +263,9 @@ def test_health_over_http_tells_of_a_redis_that_is_gone(exchange, redis_url):
     """What readers cannot read is not ready, however fresh it was."""
     address = f"127.0.0.1:{unused_port()}"
     with started(exchange, redis_url, HTTP_ADDR=address) as rig:
-        rig.service._exporter.start()
         rig.refresh()
         assert get(f"http://{address}/health")[0] == 200
-        rig.store._away(OSError("gone"))
+        rig.store._unreachable(OSError("gone"))
         status, body = get(f"http://{address}/health")
     assert status == 503
     assert "does not answer" in json.loads(body)["reasons"][0]
@@ -283,8 +282,7 @@ def test_health_over_http_tells_of_a_dead_loop(exchange, redis_url):
     """A main loop that does not beat is a 503 on /health/live."""
     address = f"127.0.0.1:{unused_port()}"
     with started(exchange, redis_url, FastClock(1000), HTTP_ADDR=address) as rig:
-        rig.service._exporter.start()
-        rig.service._tick()
+        rig.service.tick()
         assert get(f"http://{address}/health/live")[0] == 200
         eventually(lambda: get(f"http://{address}/health/live")[0] == 503)
 
@@ -297,16 +295,15 @@ def test_an_address_in_use_is_an_error_that_names_the_setting(exchange, redis_ur
             "--public", f"--base-url={exchange.url}", f"--redis={redis_url}", f"--http={address}"
         )
     assert done.returncode == 1
-    assert f"HTTP_ADDR {address} cannot be listened on" in done.stderr
+    assert f"cannot bind HTTP_ADDR {address}: Address already in use" in done.stderr
     assert exchange.requests == []
 
 
 def test_slow_clients_cannot_hold_the_service_up(exchange, redis_url, monkeypatch):
     """Clients that say nothing are cut off; when there are too many, others are turned away, then served."""
-    monkeypatch.setattr(tet.Exporter, "CLIENT_SECONDS", 0.5)
+    monkeypatch.setattr(web, "CLIENT_SECONDS", 0.5)
     port = unused_port()
     with started(exchange, redis_url, HTTP_ADDR=f"127.0.0.1:{port}") as rig:
-        rig.service._exporter.start()
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
         rig.refresh()
         assert rig.feeds[0].failure == ""
@@ -354,7 +351,7 @@ def test_names_follow_prometheus(running):
     """Base units, _total on counters, help on everything, no label without a bound."""
     families = list(text_string_to_metric_families(get(f"{running.url}/metrics")[1]))
     for family in families:
-        assert family.name.startswith("tet_")
+        assert family.name.startswith(("tet_", "process_"))
         assert family.documentation
         assert not re.search(r"_(ms|milliseconds|mb|percent|minutes)$", family.name)
     labels = {label for family in families for sample in family.samples for label in sample.labels}
@@ -366,7 +363,6 @@ def test_per_symbol_metrics_are_asked_for(exchange, redis_url):
     address = f"127.0.0.1:{unused_port()}"
     given = {"HTTP_ADDR": address, "METRICS_PER_SYMBOL": "true"}
     with started(exchange, redis_url, **given) as rig:
-        rig.service._exporter.start()
         rig.refresh()
         assert ("tet_symbol_data_age_seconds", "BTC/USDT", "15m") in scrape(f"http://{address}")
 
@@ -375,7 +371,6 @@ def test_a_pause_and_a_close_are_measured(exchange, redis_url, reader):
     """A pause shows what is left of it; a close shows how long it took to Redis, in metrics and status."""
     address = f"127.0.0.1:{unused_port()}"
     with started(exchange, redis_url, HTTP_ADDR=address) as rig:
-        rig.service._exporter.start()
         rig.refresh()
         exchange.clock.advance(8 * MINUTE)
         rig.refresh()
@@ -412,8 +407,9 @@ def test_the_readme_names_every_metric(running):
     families = {f.name for f in text_string_to_metric_families(get(f"{running.url}/metrics")[1])}
     families = {name for name in families if not name.endswith("_created")}
     readme = (PROGRAM.parent / "README.md").read_text()
-    told = {name.removesuffix("_total") for name in re.findall(r"`(tet_\w+)", readme)}
+    told = {name.removesuffix("_total") for name in re.findall(r"`(tet_(?!extras|data)\w+)", readme)}
     # these have samples only once there is something to tell
+    families = {name for name in families if not name.startswith("process_")}  # prometheus-client's own
     assert families <= told
     assert told - families <= {"tet_symbol_data_age_seconds", "tet_request_errors"}
 
@@ -466,7 +462,7 @@ def test_spans_have_units(seconds, text):
 
 def test_a_failure_of_many_is_one_line(exchange, redis_url, caplog):
     """The same reason for many pairs is told once a cycle, with the count."""
-    from simulated_binance import DEFAULT_PAIRS, Market
+    from tet_extras.simulated_binance import DEFAULT_PAIRS, Market
 
     exchange.market = Market.random_walk(DEFAULT_PAIRS)
     with started(exchange, redis_url, FastClock(100), SYMBOLS=",".join(DEFAULT_PAIRS)) as rig:

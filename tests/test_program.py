@@ -212,9 +212,9 @@ def test_the_start_says_what_will_happen(exchange, redis_url):
     for text in (
         f"tet-data-service version={tet.__version__}",
         "settings binance_api_key=",
-        "redis answers",
-        "binance answers",
-        "resumed from_redis=0 anew=1",
+        "connected to redis",
+        "connected to binance",
+        "restored from redis restored=0 to_backfill=1",
         "estimate requests_per_hour=",
         "cycle updated=1 failed=0",
     ):
@@ -240,5 +240,5 @@ def test_a_log_file_gets_what_stderr_would(exchange, redis_url, tmp_path):
 def test_a_skewed_clock_is_said_and_does_no_harm(exchange, redis_url, reader):
     """The exchange's time decides; a local clock that is far off is worth one line."""
     done = once(exchange, redis_url, "--symbols=BTC/USDT")
-    assert "the local clock is ahead of the exchange's, which counts" in done.stderr
+    assert "local clock is ahead of Binance's; using exchange time" in done.stderr
     assert stored(reader)["last_update"].startswith("2026-01-15T12:07:")

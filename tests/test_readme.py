@@ -140,7 +140,7 @@ def test_the_commands_for_developers_run(in_checkout):
 def test_every_flag_in_the_readme_exists():
     """No flag in the README is unknown to the programs."""
     known = run_program("--help").stdout
-    simulator = [sys.executable, str(ROOT / "simulated_binance.py"), "--help"]
+    simulator = [sys.executable, str(ROOT / "tet_extras" / "simulated_binance.py"), "--help"]
     known += subprocess.run(simulator, capture_output=True, text=True, check=True).stdout
     of_others = {"--file", "--build", "--detach"}  # docker's
     assert {

@@ -129,7 +129,7 @@ def test_the_process_list_shows_no_secret_of_ours(exchange, redis_url, tmp_path)
     """Secrets from the environment or the file do not get into the command line of the process."""
     environment = {"BINANCE_API_KEY": SECRETS[0], "BINANCE_SECRET_KEY": SECRETS[1]}
     with Running(tmp_path, f"--base-url={exchange.url}", f"--redis={redis_url}", **environment) as running:
-        eventually(lambda: running.says("redis answers"))
+        eventually(lambda: running.says("connected to redis"))
         line = Path(f"/proc/{running.process.pid}/cmdline").read_text()
     assert line
     assert not [text for text in SECRETS if text in line]

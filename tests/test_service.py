@@ -26,7 +26,7 @@ from rig import (
 )
 
 import tet_data_service as tet
-from simulated_binance import Market, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
 
 def limits(exchange):
@@ -160,7 +160,7 @@ def test_candles_of_another_market_are_not_taken_over(exchange, redis_url, reade
     with started(exchange, redis_url) as rig:
         rig.refresh()
     assert is_of(exchange, stored(reader))
-    assert "stored candles are not this market's, fetching anew" in caplog.messages
+    assert "stored candles are of another market, backfilling" in caplog.messages
 
 
 def another_market():
@@ -189,7 +189,7 @@ def test_a_clock_that_is_behind_at_a_close_does_no_harm(exchange, redis_url, rea
         rig.binance.sync_clock()
         exchange.clock.set(close_ms + 200)
         exchange.clear()
-        rig.feeds[0].due_ms = rig.feeds[0].regular_due_ms = 0
+        rig.feeds[0].due = tet.Due()
         rig.service.cycle()
         assert rig.feeds[0].failure == ""
     assert limits(exchange) == [7]

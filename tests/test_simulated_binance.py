@@ -18,8 +18,8 @@ from decimal import Decimal
 import httpx
 import pytest
 
-import simulated_binance
-from simulated_binance import (
+from tet_extras import simulated_binance
+from tet_extras.simulated_binance import (
     ALL_FAULTS,
     FAULTS,
     INTERVALS,

@@ -64,7 +64,7 @@ def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
     assert "is Redis running there? (REDIS_ADDR)" in rig.feeds[0].failure
     fetched = len(exchange.asked())
     with rig, own_server(tmp_path, port) as (_, client):
-        in_background(lambda: rig.service._wait(60))
+        in_background(lambda: rig.service.wait(60))
         eventually(lambda: client.exists(KEY))
         assert len(exchange.asked()) == fetched
         assert stored(client)["last_candle_time"] == "2026-01-15T13:00:00Z"
@@ -81,7 +81,7 @@ def test_an_absent_redis_is_not_hammered(exchange, tmp_path):
     with rig:
         waits = []
         for _ in range(4):
-            rig.store._retry_at = 0.0
+            rig.store._retry_at_seconds = 0.0
             with pytest.raises(tet.StoreError):
                 rig.store.ping()
             waits.append(rig.store.retry_seconds)
@@ -95,7 +95,7 @@ def test_a_redis_that_lost_everything_gets_it_again(exchange, redis_url, reader)
         before = stored(reader)["candles"]
         fetched = len(exchange.asked())
         reader.flushall()
-        in_background(lambda: rig.service._wait(60))
+        in_background(lambda: rig.service.wait(60))
         eventually(lambda: reader.exists(KEY, "tet:kline:15m:ETH_USDT") == 2)
         rig.clock.stop()
     assert stored(reader)["candles"] == before
@@ -118,11 +118,11 @@ def test_a_full_redis_keeps_the_old_value_and_gets_the_new_one_later(exchange, t
         assert "raise Redis' maxmemory" in rig.feeds[0].failure
         assert client.get(KEY) == before
         client.config_set("maxmemory", "0")
-        in_background(lambda: rig.service._wait(60))
+        in_background(lambda: rig.service.wait(60))
         eventually(lambda: client.get(KEY) != before)
         rig.clock.stop()
         assert is_true(exchange, stored(client))
-    assert "redis takes data again" in caplog.messages
+    assert "redis reachable again, buffered updates flushed" in caplog.messages
 
 
 def test_a_replica_is_not_written_and_said_to_be_one(exchange, tmp_path):
@@ -182,7 +182,7 @@ def test_plain_commands_are_enough(exchange, tmp_path):
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw"}
         with started(exchange, url_of(server), **given) as rig:
             rig.binance.gate.pause(0.5, "a test")
-            rig.service._keep_pause()
+            rig.service.writer.save_pause()
             rig.refresh()
             assert rig.feeds[0].failure == ""
         assert client.exists(KEY, "tet:timestamp:15m:BTC_USDT", "tet:system:status") == 3
@@ -235,7 +235,7 @@ def test_a_damaged_value_is_fetched_anew(exchange, redis_url, reader, caplog, da
     exchange.clear()
     with started(exchange, redis_url) as rig:
         rig.refresh()
-    assert "stored value not usable, fetching anew" in caplog.messages
+    assert "stored value not usable, backfilling" in caplog.messages
     assert [int(request.params["limit"]) for request in exchange.asked()] == [194]
     assert is_true(exchange, stored(reader))
 
@@ -258,7 +258,7 @@ def test_another_programs_system_key_is_left_alone_and_named(exchange, redis_url
     with started(exchange, redis_url) as rig:
         rig.refresh()
         rig.binance.gate.pause(0.2, "a test")
-        rig.service._keep_pause()
+        rig.service.writer.save_pause()
     assert reader.lrange(key, 0, -1) == ["precious"]
     assert stored(reader)["candle_count"] == 192
     told = [record.message for record in caplog.records if "another program" in record.message]
@@ -271,11 +271,14 @@ def test_nothing_is_written_before_the_keys_were_looked_at(exchange, redis_url, 
     """When the look at the keys fails, what was fetched waits for the next one."""
     with started(exchange, redis_url) as rig:
         reader.rpush(KEY, "precious")
-        rig.feeds[0].due_ms = rig.feeds[0].regular_due_ms = 0
-        rig.store._retry_at, rig.store.away_reason = rig.clock.monotonic() + 0.001, "Redis is away"
-        rig.service._without_foreign(rig.feeds)
-        rig.service._update(rig.feeds[0])
-        assert rig.feeds[0].unsaved
+        rig.feeds[0].due = tet.Due()
+        rig.store._retry_at_seconds, rig.store.unreachable_reason = (
+            rig.clock.monotonic() + 0.001,
+            "Redis is away",
+        )
+        rig.service.writer.writable(rig.feeds)
+        rig.service.update(rig.feeds[0])
+        assert rig.feeds[0].copy is tet.Copy.BUFFERED
     assert reader.lrange(KEY, 0, -1) == ["precious"]
 
 
@@ -285,7 +288,7 @@ def test_a_broken_off_fill_is_not_written_when_redis_was_emptied(exchange, redis
         exchange.faults.add("500", times=3, match=lambda params: int(params["limit"]) < 1000)
         rig.refresh()
         reader.flushall()
-        rig.service._wait(40)
+        rig.service.wait(40)
         assert not reader.exists(KEY)
         rig.refresh()
     assert stored(reader)["candle_count"] == 2880
@@ -313,7 +316,7 @@ def test_one_feed_that_cannot_be_written_does_not_hold_up_the_others(exchange, r
         rig.refresh()
         reader.flushall()
         reader.rpush(KEY, "precious")
-        in_background(lambda: rig.service._wait(60))
+        in_background(lambda: rig.service.wait(60))
         eventually(lambda: reader.exists("tet:kline:15m:ETH_USDT"))
         rig.clock.stop()
     assert reader.lrange(KEY, 0, -1) == ["precious"]

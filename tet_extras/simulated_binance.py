@@ -8,8 +8,8 @@ process) or a recording (a CSV file of real candles, moved to now). It asks nobo
 
 By hand, then point a client at the address it prints:
 
-    python simulated_binance.py --port 9100
-    python simulated_binance.py --port 9100 --candles candles.csv.gz --close-lag-seconds 3
+    python tet_extras/simulated_binance.py --port 9100
+    python tet_extras/simulated_binance.py --port 9100 --candles candles.csv.gz --close-lag-seconds 3
 
 In a test, with the exchange's time in your hand:
 
