@@ -87,6 +87,8 @@ if TYPE_CHECKING:  # each costs time and memory, which those who do not need it 
     import httpx
     import redis
 
+    from tet_extras.report import Report
+
 __version__ = "1.0.0"
 
 T = TypeVar("T")
@@ -146,8 +148,6 @@ STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thr
 STOP_MOST_SECONDS = 4.5
 TICK_SECONDS = 1.0
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
-STATUS_SECONDS = 15.0
-MAX_STATUS_AGE_SECONDS = 4 * STATUS_SECONDS  # after so long without a status the service counts as gone
 HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
 SAVE_AGAIN_SECONDS = 10.0
 REASONS_MOST = 10  # of failures, logged for each cycle
@@ -440,63 +440,69 @@ TIMEFRAMES = {
 # ------------------------------------------------------------------------------
 
 
+class Refusal(ValueError):
+    """A setting's value is not allowed, for a reason fit to be shown: Python's own may quote a password."""
+
+
+class Parsed(NamedTuple):
+    """A type of setting with a parser of ours: ``name`` for --help, and in words what is ``allowed``.
+
+    ``parse`` raises ValueError for what is not.
+    """
+
+    name: str
+    allowed: str
+    parse: Callable[[str], Any]
+
+
 @dataclass(frozen=True)
 class Option:
-    """A row of the options table: a setting's names, default, check and help.
+    """A row of the options table: a setting's names, default, type and help.
 
-    ``parse`` turns text into the value and raises ValueError for what is not allowed; ``allowed``
-    says in words what is. ``default`` is text too, parsed like any other; None means unset.
+    ``default`` is text, parsed like any other; None means unset.
     """
 
     name: str
     flag: str | None
     default: str | None
-    parse: Callable[[str], Any]
-    allowed: str
+    type: Any  # one of click's, or Parsed
     help: str
     secret: bool = False
-    switch: bool = False
 
+    def parse(self, text: str) -> Any:
+        """The value that the text stands for. Raises ValueError for what is not allowed."""
+        if isinstance(self.type, Parsed):
+            return self.type.parse(text)
+        if isinstance(self.type, click.IntRange | click.FloatRange) and not re.fullmatch("[0-9.e+-]+", text):
+            raise ValueError("not a plain number")  # Python also reads 1_000, nan and other scripts' digits
+        try:
+            return self.type.convert(text, None, None)
+        except click.UsageError as error:
+            raise ValueError(error.message) from None
 
-class Refusal(ValueError):
-    """A setting's value is not allowed, for a reason fit to be shown: Python's own may quote a password."""
+    @property
+    def allowed(self) -> str:
+        """In words, what is allowed."""
+        match self.type:
+            case click.IntRange():
+                return f"a whole number, {self.type.min} to {self.type.max}"
+            case click.FloatRange():
+                return f"a number, {self.type.min:g} to {self.type.max:g}"
+            case click.Choice():
+                return " or ".join(self.type.choices)
+            case Parsed():
+                return self.type.allowed
+        return "true or false"
 
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not text.isascii() or "_" in text or not least <= value <= most:
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _number(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not text.isascii() or "_" in text or not least <= value <= most:  # NaN fails this too
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError
-        return text.lower()
-
-    return parse
-
-
-def _truth(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False}
-    if text.lower() not in words:
-        raise ValueError
-    return words[text.lower()]
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in --help."""
+        match self.type:
+            case click.Choice():
+                return f"[{'|'.join(self.type.choices)}]"
+            case click.types.BoolParamType():
+                return "[BOOL]"
+        return str(self.type.name).removesuffix(" range").upper()
 
 
 def _listed(text: str) -> list[str]:
@@ -509,7 +515,7 @@ def _timeframes(text: str) -> tuple[Timeframe, ...]:
         if name not in TIMEFRAMES:
             near = [known for known in TIMEFRAMES if known.lower() == name.lower()]
             near = near or difflib.get_close_matches(name, TIMEFRAMES, 1, 0.4)
-            raise Refusal(f"no timeframe {name!r}" + (f"; is {near[0]} meant?" if near else ""))
+            raise Refusal(f"no timeframe {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
     if not names:
         raise ValueError
     return tuple(TIMEFRAMES[name] for name in names)
@@ -579,89 +585,84 @@ def _host_and_port(host: str, port: int) -> str:
 _PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
 
 
-def _text(text: str) -> str:
-    return text
-
-
 def _key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError
     return text
 
 
-_SECONDS_DAY = "whole seconds, 1 to 86400"
-_SECONDS_YEAR = "whole seconds, 1 to 31536000"
-_TRUE_FALSE = "true or false"
+SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
+TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
+KEY = Parsed("KEY", "printable characters without spaces", _key)
+URL = Parsed("URL", "an http or https address", _base_url)
+REDIS = Parsed("ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", _redis_address)
+PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", _symbols)
+FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
+MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
+LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
+STYLE = click.Choice(("text", "json"), case_sensitive=False)
+LISTEN = Parsed("HOST:PORT", "host:port, such as 127.0.0.1:8080", _listen_address)
 
 OPTIONS = (
-    Option("BINANCE_API_KEY", "--api-key", None, _key, "printable characters without spaces",
-           "API key; needs no right but reading. Safer in the environment or the file.", secret=True),
-    Option("BINANCE_SECRET_KEY", "--secret-key", None, _key, "printable characters without spaces",
+    Option("BINANCE_API_KEY", "--api-key", None, KEY,
+           "API key; needs no permission but reading. Safer in the environment or the file.", secret=True),
+    Option("BINANCE_SECRET_KEY", "--secret-key", None, KEY,
            "The key's secret. Safer in the environment or the file.", secret=True),
-    Option("PUBLIC_DATA", "--public", "false", _truth, _TRUE_FALSE,
-           "Run without keys: candles are public.", switch=True),
-    Option("BINANCE_BASE_URL", "--base-url", None, _base_url, "an http or https address",
+    Option("PUBLIC_DATA", "--public", "false", click.BOOL, "Run without keys: candles are public."),
+    Option("BINANCE_BASE_URL", "--base-url", None, URL,
            "The exchange's address; by default that of the market, with --public that of public data."),
-    Option("BINANCE_MARKET", "--market", "spot", _one_of("spot", "usdm"), "spot or usdm",
-           "spot, or usdm: USD-M futures."),
-    Option("REDIS_ADDR", "--redis", "localhost:6379", _redis_address,
-           "host:port, a redis://, rediss:// or unix:// URL, or embedded",
+    Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME, "spot, or usdm: USD-M futures."),
+    Option("REDIS_ADDR", "--redis", "localhost:6379", REDIS,
            "Redis: host:port, a redis://, rediss:// or unix:// URL, or embedded: a server of our own."),
-    Option("REDIS_USERNAME", None, None, _text, "text", "Redis user; no flag, since flags show in ps."),
-    Option("REDIS_PASSWORD", None, None, _text, "text",
+    Option("REDIS_USERNAME", None, None, TEXT, "Redis user; no flag, since flags show in ps."),
+    Option("REDIS_PASSWORD", None, None, TEXT,
            "Redis password; no flag, since flags show in ps.", secret=True),
-    Option("DATA_DIR", "--data-dir", None, _text, "a folder's path",
+    Option("DATA_DIR", "--data-dir", None, PATH,
            "Where the embedded server keeps its data; by default the user's data folder."),
-    Option("REDIS_DB", "--redis-db", "1", _whole(0, 9999), "a whole number, 0 to 9999", "Redis database."),
-    Option("UPDATE_INTERVAL", "--interval", "180", _whole(1, 86_400), _SECONDS_DAY,
+    Option("REDIS_DB", "--redis-db", "1", click.IntRange(0, 9999), "Redis database."),
+    Option("UPDATE_INTERVAL", "--interval", "180", SECONDS_OF_DAY,
            "Seconds between updates; a close of a candle brings one earlier."),
-    Option("CONCURRENT_REQUESTS", "--concurrent", "12", _whole(1, 100), "a whole number, 1 to 100",
-           "Requests under way at once, at most."),
-    Option("MAX_DATA_AGE", "--max-age", "540", _whole(1, 86_400), _SECONDS_DAY,
+    Option("CONCURRENT_REQUESTS", "--concurrent", "12", click.IntRange(1, 100),
+           "Requests in flight at once, at most."),
+    Option("MAX_DATA_AGE", "--max-age", "540", SECONDS_OF_DAY,
            "Seconds after which data counts as stale; the interval never grows beyond it."),
-    Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", _number(0.01, 100), "a number, 0.01 to 100",
+    Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", click.FloatRange(0.01, 100),
            "Requests to the exchange per second, at most."),
-    Option("TIMEFRAME", "--timeframe", "15m", _timeframes, f"one or several of {' '.join(TIMEFRAMES)}",
+    Option("TIMEFRAME", "--timeframe", "15m", FRAMES,
            "Candle lengths, comma-separated, as Binance writes them."),
-    Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), _symbols, "pairs such as BTC/USDT,ETH/USDT",
+    Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), PAIRS,
            "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
-    Option("DATA_DAYS", "--days", "30", _whole(1, 3650), "whole days, 1 to 3650", "Days of candles to keep."),
-    Option("INCREMENTAL_CANDLES", None, "6", _whole(1, 400), "a whole number, 1 to 400",
+    Option("DATA_DAYS", "--days", "30", click.IntRange(1, 3650), "Days of candles to keep."),
+    Option("INCREMENTAL_CANDLES", None, "6", click.IntRange(1, 400),
            "Stored candles that an update fetches again."),
-    Option("BATCH_SIZE", None, "15", _whole(1, 1000), "a whole number, 1 to 1000",
-           "Updates handed to the workers at a time."),
-    Option("CLOSED_ONLY", "--closed-only", "false", _truth, _TRUE_FALSE,
-           "Leave the forming candle out.", switch=True),
-    Option("KLINE_TTL", None, "86400", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of the candles."),
-    Option("TIMESTAMP_TTL", None, "7200", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of update times."),
-    Option("STATUS_TTL", None, "7200", _whole(1, 31_536_000), _SECONDS_YEAR, "Expiry of the status."),
-    Option("MAX_UPDATE_TIME", None, "30", _whole(1, 86_400), _SECONDS_DAY,
-           "Seconds after which a cycle counts as slow."),
-    Option("MAX_FAILURE_RATE", None, "0.1", _number(0, 1), "a number, 0 to 1",
+    Option("BATCH_SIZE", None, "15", click.IntRange(1, 1000),
+           "Updates in progress at once, at most; the smaller of this and CONCURRENT_REQUESTS counts."),
+    Option("CLOSED_ONLY", "--closed-only", "false", click.BOOL, "Leave the forming candle out."),
+    Option("KLINE_TTL", None, "86400", SECONDS_OF_YEAR, "Expiry of the candles."),
+    Option("TIMESTAMP_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of update times."),
+    Option("STATUS_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of the status."),
+    Option("MAX_UPDATE_TIME", None, "30", SECONDS_OF_DAY, "Seconds after which a cycle counts as slow."),
+    Option("MAX_FAILURE_RATE", None, "0.1", click.FloatRange(0, 1),
            "Share of failed updates above which a cycle counts as failing."),
-    Option("MEMORY_LIMIT_MB", None, "500", _whole(50, 1_000_000), "whole megabytes, 50 to 1000000",
-           "Memory above which candles are let go and read from Redis again."),
-    Option("ADAPTIVE_INTERVAL", None, "true", _truth, _TRUE_FALSE, "Update less often while updates fail."),
-    Option("MARKET_HOURS_OPTIMIZATION", None, "true", _truth, _TRUE_FALSE,
-           "Update less often outside of the busy hours."),
-    Option("ERROR_BACKOFF_MULTIPLIER", None, "1.5", _number(1, 10), "a number, 1 to 10",
+    Option("MEMORY_LIMIT_MB", None, "500", click.IntRange(50, 1_000_000),
+           "Above this, candles are evicted from memory after each update and reloaded from Redis."),
+    Option("ADAPTIVE_INTERVAL", None, "true", click.BOOL, "Update less often while updates fail."),
+    Option("MARKET_HOURS_OPTIMIZATION", None, "true", click.BOOL,
+           "Update less often outside of the peak hours."),
+    Option("ERROR_BACKOFF_MULTIPLIER", None, "1.5", click.FloatRange(1, 10),
            "The interval grows by this after a failing cycle."),
-    Option("SUCCESS_RECOVERY_RATE", None, "0.9", _number(0.01, 1), "a number, 0.01 to 1",
+    Option("SUCCESS_RECOVERY_RATE", None, "0.9", click.FloatRange(0.01, 1),
            "The growth shrinks by this after a good cycle."),
-    Option("OFF_PEAK_MULTIPLIER", None, "2.0", _number(1, 10), "a number, 1 to 10",
-           "The interval is multiplied by this outside of the busy hours."),
-    Option("LOG_LEVEL", "--log-level", "info", _one_of("debug", "info", "warning", "error"),
-           "debug, info, warning or error", "How much to log."),
-    Option("LOG_FORMAT", "--log-format", "text", _one_of("text", "json"), "text or json",
-           "text for people, json for programs."),
-    Option("LOG_FILE", "--log-file", None, _text, "a file's path", "Log to this file, not to stderr."),
-    Option("LOG_MAX_MB", None, "10", _whole(1, 10_000), "whole megabytes, 1 to 10000",
-           "Size at which the log file is set aside and begun anew."),
-    Option("LOG_BACKUPS", None, "5", _whole(0, 100), "a whole number, 0 to 100",
-           "Log files set aside to keep."),
-    Option("HTTP_ADDR", "--http", None, _listen_address, "host:port, such as 127.0.0.1:8080",
+    Option("OFF_PEAK_MULTIPLIER", None, "2.0", click.FloatRange(1, 10),
+           "The interval is multiplied by this outside of the peak hours."),
+    Option("LOG_LEVEL", "--log-level", "info", LEVEL, "How much to log."),
+    Option("LOG_FORMAT", "--log-format", "text", STYLE, "text for people, json for programs."),
+    Option("LOG_FILE", "--log-file", None, PATH, "Log to this file, not to stderr."),
+    Option("LOG_MAX_MB", None, "10", click.IntRange(1, 10_000), "Size at which the log file is rotated."),
+    Option("LOG_BACKUPS", None, "5", click.IntRange(0, 100), "Rotated log files to keep."),
+    Option("HTTP_ADDR", "--http", None, LISTEN,
            "Serve /health and /metrics (Prometheus) there; off by default."),
-    Option("METRICS_PER_SYMBOL", None, "false", _truth, _TRUE_FALSE,
+    Option("METRICS_PER_SYMBOL", None, "false", click.BOOL,
            "Let /metrics have the data's age for each symbol."),
 )  # fmt: skip
 
@@ -765,7 +766,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[st
             problems.append(f"{origin}: not a setting; allowed: NAME=value, or a comment after #")
         elif binding.key and binding.key not in known:
             near = difflib.get_close_matches(binding.key.upper(), known, 1)
-            hint = f"; is {near[0]} meant?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             warnings.append(f"{origin}: unknown setting {binding.key}{hint}")
         elif binding.key and binding.value is not None:
             if binding.key in found:
@@ -1351,34 +1352,6 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
             raise ValueError("candles from before its window")
         return Stored(series, written_ms)
     except (ValueError, RecursionError, OverflowError) as error:
-        raise StoredValueError(str(error)) from error
-
-
-#: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
-TAIL_BYTES = 1200
-_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*})$')
-
-
-class Summary(NamedTuple):
-    """What the end of a stored value tells: its last close (decimal text), and its fields."""
-
-    last_price: str
-    fields: Mapping[str, Any]
-    updated_ms: int
-
-
-def parse_tail(tail: bytes) -> Summary:
-    """Read a stored value's last `TAIL_BYTES`, so that a glance at 500 pairs need not read 200 MB.
-
-    Raises StoredValueError when it is not the end of a value of this service.
-    """
-    try:
-        match = _TAIL.search(tail.decode(errors="replace"))
-        if match is None:
-            raise ValueError("not the end of a stored value")
-        fields = decode_json("{" + match[2])
-        return Summary(match[1], fields, parse_iso_time(fields["last_update"]))
-    except (ValueError, KeyError) as error:
         raise StoredValueError(str(error)) from error
 
 
@@ -2291,7 +2264,7 @@ class Binance:
 
         return self._get(f"{self.market.prefix}/klines", params, self.market.klines_weight(limit), parse)
 
-    def key_rights(self) -> dict[str, Any]:
+    def key_permissions(self) -> dict[str, Any]:
         """Ask what the API key may do: a signed call, the only one that carries the key."""
         path = "/sapi/v1/account/apiRestrictions"
         return self._get(path, {}, 1, lambda reply: _parse_object(reply.body), signed=True)
@@ -2499,6 +2472,10 @@ def _with_remedy(text: str, error: Exception) -> str:
         if kind in kinds and sign in str(error):
             return f"{text}: {error}; {remedy}"
     return f"{text}: {error}"
+
+
+#: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
+TAIL_BYTES = 1200
 
 
 class Store:
@@ -3657,172 +3634,28 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
 # ------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """What ``--status`` tells of one pair in one timeframe."""
-
-    symbol: str
-    timeframe: str
-    candles: int
-    completeness: float
-    newest: str
-    age_seconds: float | None
-    last_price: str
-    state: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What ``--status`` found in Redis: the service's own status, a row per pair, and what is not well."""
-
-    status: Mapping[str, Any]
-    silent_seconds: float | None
-    rows: Sequence[Row]
-    problems: Sequence[str]
-
-
 def read_report(config: Config, store: Store, local_ms: int) -> Report:
-    """Look at Redis alone. Ages are measured by exchange time where a status tells it, else by ``local_ms``.
+    """Look at Redis alone. Ages are measured by exchange time where a status has it, else by ``local_ms``.
 
     Raises StoreError.
     """
-    found = store.load_status()
-    status, silent_seconds = found or ({}, None)
-    now_ms = local_ms
-    if found and isinstance(status.get("written"), str):
-        now_ms = parse_iso_time(status["written"]) + round((silent_seconds or 0) * SECOND_MS)
+    from tet_extras.report import make_report
+
+    status, status_age_seconds = store.load_status() or ({}, None)
     known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
-    aside = status.get("invalid_symbols") or {}
-    names = [known.get(name.replace("/", ""), name) for name in config.symbols if name not in aside]
+    invalid = status.get("invalid_symbols") or {}
+    names = [known.get(name.replace("/", ""), name) for name in config.symbols if name not in invalid]
     names = [name for name in dict.fromkeys(names) if "/" in name]
     feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
-    failed = status.get("failed_symbols") or {}
-    rows = [
-        _row(pair, timeframe, tail, timestamp, now_ms, config.max_data_age, failed)
-        for (pair, timeframe), (tail, timestamp) in zip(feeds, store.load_tails(feeds), strict=True)
-    ]
-    return Report(status, silent_seconds, rows, list(_problems_in(status, silent_seconds, rows, config)))
-
-
-def _row(
-    pair: Pair,
-    timeframe: Timeframe,
-    tail: bytes | Exception,
-    timestamp: object,
-    now_ms: int,
-    max_age_seconds: int,
-    failed: Mapping[str, str],
-) -> Row:
-    try:
-        if isinstance(tail, Exception):
-            raise StoredValueError(str(tail))
-        summary = parse_tail(tail)
-    except StoredValueError:
-        state = "missing" if tail == b"" else "not ours"
-        return Row(pair.name, timeframe.name, 0, 0.0, "", None, "", state)
-    updated_ms = summary.updated_ms
-    if isinstance(timestamp, bytes):
-        with suppress(ValueError):  # the candles may be the same since their value was written
-            updated_ms = max(updated_ms, parse_iso_time(timestamp.decode(errors="replace")))
-    age_seconds = max(0, now_ms - updated_ms) / SECOND_MS
-    told, name = summary.fields, f"{pair.name} {timeframe.name}"
-    state = "stale" if age_seconds > max_age_seconds else "failing" if name in failed else "fresh"
-    count, share, newest = told["candle_count"], told["data_completeness"], told["last_candle_time"]
-    return Row(pair.name, timeframe.name, count, share, newest, age_seconds, summary.last_price, state)
-
-
-def _problems_in(
-    status: Mapping[str, Any], silent_seconds: float | None, rows: Sequence[Row], config: Config
-) -> Iterator[str]:
-    if silent_seconds is None:
-        yield "no status in Redis: the service is not running, or uses another REDIS_ADDR or REDIS_DB"
-    elif status.get("state") == "stopped":
-        yield f"the service was stopped {ago(silent_seconds)} ago"
-    elif silent_seconds > MAX_STATUS_AGE_SECONDS and status.get("state") != "finished":
-        yield f"the service has been silent for {ago(silent_seconds)}"
-    for state, meaning in (("stale", f"older than {config.max_data_age} s"), ("missing", "missing")):
-        names = [row.symbol for row in rows if row.state == state]
-        if names:
-            yield f"{len(names)} of {len(rows)} {meaning}: {_some(names)}"
-    for row in rows:
-        if row.state == "not ours":
-            yield f"{row.symbol} {row.timeframe}: the value is damaged or another program's"
-    if not rows:
-        yield "there is no symbol to look at"
-
-
-def ago(seconds: float) -> str:
-    """A time span for people: ``42 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
-    whole = round(seconds)
-    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if whole >= 3600:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if whole >= 120 else f"{whole} s"
-
-
-def report_text(report: Report) -> str:
-    """The report as text of 80 columns: what is not well, the service, and a table per timeframe."""
-    lines = [*_header_lines(report.status, report.silent_seconds)]
-    for problem in report.problems:
-        lines += textwrap.wrap(f"! {problem}", 80, subsequent_indent="  ")
-    for name in dict.fromkeys(row.timeframe for row in report.rows):
-        lines += ["", f"{name:<15} CANDLES COMPLETE  NEWEST (UTC)       AGE     LAST PRICE STATE"]
-        lines += [_row_line(row) for row in report.rows if row.timeframe == name]
-    return "\n".join(lines)
-
-
-def _row_line(row: Row) -> str:
-    age = "" if row.age_seconds is None else ago(row.age_seconds)
-    newest = row.newest[5:16].replace("T", " ")
-    share = math.floor(row.completeness * 10_000) / 100  # so that 100 % means whole
-    return (
-        f"{row.symbol:<14.14} {row.candles:>8} {share:>7.2f}%  {newest:<12} {age:>10} "
-        f"{row.last_price:>14.14} {row.state}"
-    )
-
-
-def _header_lines(status: Mapping[str, Any], silent_seconds: float | None) -> Iterator[str]:
-    """What the status key says, in sentences; nothing when there is none."""
-    if silent_seconds is None:
-        return
-    told: Callable[[str], Any] = status.get
-    yield (
-        f"tet-data-service {told('version')}: {told('state')}, up {ago(told('uptime_seconds') or 0)}, "
-        f"status of {ago(silent_seconds)} ago"
-    )
-    yield from textwrap.wrap(
-        f"interval {told('update_interval_seconds')} s ({told('update_interval_reason')}), "
-        f"next cycle {told('next_cycle') or 'not planned'}",
-        80,
-    )
-    yield (
-        f"weight {told('used_weight')} of {told('weight_limit')}, requests {told('requests')}, "
-        f"failed attempts {sum((told('request_errors') or {}).values())}, memory {told('memory_mb')} MB"
-    )
-    delays = told("close_to_redis_seconds") or {}
-    if delays.get("closes"):
-        shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
-        yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
-    if told("paused_until"):
-        yield from textwrap.wrap(f"paused until {told('paused_until')}: {told('pause_reason')}", 80)
-    if told("waiting_for"):
-        yield from textwrap.wrap(f"waiting for {told('waiting_for')}", 80)
-    for title, entries in (("set aside", told("invalid_symbols")), ("failed", told("failed_symbols"))):
-        for name, reason in (entries or {}).items():
-            yield from textwrap.wrap(f"{title}: {name}: {reason}", 80, subsequent_indent="  ")
-
-
-def report_json(report: Report) -> str:
-    """The report as one JSON object."""
-    rows = [row._asdict() for row in report.rows]
-    told = {"healthy": not report.problems, "problems": list(report.problems)}
-    told |= {"silent_seconds": report.silent_seconds, "status": dict(report.status) or None, "data": rows}
-    return json.dumps(told, indent=2, ensure_ascii=False)
+    found = zip(feeds, store.load_tails(feeds), strict=True)
+    tails = [(pair.name, timeframe.name, *values) for (pair, timeframe), values in found]
+    return make_report(status, status_age_seconds, tails, local_ms / SECOND_MS, config.max_data_age)
 
 
 def show_status(config: Config, store: Store, *, as_json: bool) -> int:
     """``--status``: print the report; 0 when all is well, else 1."""
+    from tet_extras.report import Report, report_json, report_text
+
     try:
         report = read_report(config, store, int(time.time() * SECOND_MS))
     except StoreError as error:
@@ -3841,6 +3674,8 @@ class Check(NamedTuple):
 
 def check_health(config: Config, clock: Clock, binance: Binance, store: Store) -> Iterator[Check]:
     """Look at Redis, Binance, the keys, the symbols and the data's age; costs 22 of the exchange's weight."""
+    from tet_extras.report import ago
+
     store_check = _check_store(store)
     yield store_check
     pause = store.load_pause() if store_check.ok else None
@@ -3888,12 +3723,12 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
 def check_api_key(binance: Binance) -> Check:
     """Whether the API key works and may no more than read. Makes one signed call."""
     try:
-        rights = binance.key_rights()
+        permissions = binance.key_permissions()
     except RefusedError as error:
         return Check("keys", False, f"binance rejects the API key: {error}")
     except ExchangeError as error:
         return Check("keys", False, f"the API key could not be verified: {error}")
-    excess = [name for name in TRADING_RIGHTS if rights.get(name) is True]
+    excess = [name for name in TRADING_RIGHTS if permissions.get(name) is True]
     if excess:
         advice = "make one that may not trade or withdraw"
         return Check("keys", False, f"the API key may do more than read; {advice}: {', '.join(excess)}")
@@ -4038,6 +3873,7 @@ def demo(flags: Mapping[str, str], *, once: bool) -> int:
 def _show_demo(config: Config, store: Store, clock: Clock, once: bool) -> None:
     """Show what has landed, and how to look at it."""
     from tet_extras.embedded import DEMO_AFTER
+    from tet_extras.report import report_text
 
     click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
     if not once:
@@ -4112,18 +3948,32 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
         if option.flag:
             default = f" [{option.default}]" if option.default and len(option.default) < 30 else ""
             # A switch may stand alone, or take a word: --public=false undoes the file's true.
-            switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.switch else {}
+            alone: dict[str, Any] = {"flag_value": "true"} if option.type is click.BOOL else {}
             command = click.option(
                 option.flag,
                 option.name,
-                metavar="[BOOL]" if option.switch else "TEXT",
+                metavar=option.metavar,
                 help=f"{option.help}{default}",
-                **switch,
+                is_flag=False,
+                **alone,
             )(command)
     return command
 
 
+class GroupedCommand(click.Command):
+    """A command whose --help lists what to do and the settings in two groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        names = {option.name for option in OPTIONS}
+        for title, are_settings in (("What to do", False), ("Settings", True)):
+            chosen = [param for param in self.get_params(ctx) if (param.name in names) is are_settings]
+            with formatter.section(title):
+                formatter.write_dl(list(filter(None, (param.get_help_record(ctx) for param in chosen))))
+
+
 @click.command(
+    cls=GroupedCommand,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""Every setting can also stand in the environment or the config file (dotenv syntax), under the
     name that config.example and the README give; a flag wins over the environment, and that over the

@@ -575,7 +575,7 @@ def test_timeframes_are_case_sensitive_and_keep_their_order():
 def test_a_mistyped_timeframe_brings_a_hint(text, meant):
     """The nearest right name is offered."""
     (problem,) = problems(TIMEFRAME=text)
-    assert f"is {meant} meant?" in problem
+    assert f"did you mean {meant}?" in problem
 
 
 def test_usdm_has_no_candles_of_a_second():
@@ -675,9 +675,9 @@ def test_a_line_that_is_no_setting_is_a_problem(line):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("UPDATE_INTERVALL", "; is UPDATE_INTERVAL meant?"),
-        ("redis_addr", "; is REDIS_ADDR meant?"),
-        ("API_KEY", "; is BINANCE_API_KEY meant?"),
+        ("UPDATE_INTERVALL", "; did you mean UPDATE_INTERVAL?"),
+        ("redis_addr", "; did you mean REDIS_ADDR?"),
+        ("API_KEY", "; did you mean BINANCE_API_KEY?"),
         ("QQQQ", ""),
     ],
 )
@@ -820,7 +820,7 @@ def test_check_config_prints_warnings():
     path = written("REDIS_DBB=3")
     result = run("--public", f"--config={path}", "--check-config")
     assert result.exit_code == 0
-    assert "warning: config.txt line 1: unknown setting REDIS_DBB; is REDIS_DB meant?" in result.output
+    assert "warning: config.txt line 1: unknown setting REDIS_DBB; did you mean REDIS_DB?" in result.output
 
 
 def test_check_config_refuses_what_a_start_would():

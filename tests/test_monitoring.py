@@ -20,6 +20,7 @@ from rig import HOUR, MINUTE, PROGRAM, FastClock, Running, eventually, run_progr
 
 import tet_data_service as tet
 from tet_extras import web
+from tet_extras.report import ago
 
 SCHEMAS = Path(__file__).parent / "schemas"
 DEPLOY = PROGRAM.parent / "deploy"
@@ -454,7 +455,7 @@ def test_percentiles_of_a_day():
 )
 def test_spans_have_units(seconds, text):
     """Ages are told as people say them."""
-    assert tet.ago(seconds) == text
+    assert ago(seconds) == text
 
 
 # The log

@@ -5,5 +5,6 @@ script or frozen into a binary that module is ``__main__``, and an import would 
 
 * ``simulated_binance``: the exchange for ``--demo``, the tests and the benchmarks.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
+* ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
 * ``web``: ``/health`` and ``/metrics``, for ``HTTP_ADDR``.
 """

@@ -1,0 +1,189 @@
+"""What --status finds in Redis, judged and shown: as text of 80 columns, or as JSON. Values in, text out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
+
+_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*})$')
+
+
+class Row(NamedTuple):
+    """What is to be said of one pair in one timeframe."""
+
+    symbol: str
+    timeframe: str
+    candles: int
+    completeness: float
+    newest: str
+    age_seconds: float | None
+    last_price: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The service's own status and its age, a row per pair and timeframe, and what is not well."""
+
+    status: Mapping[str, Any]
+    status_age_seconds: float | None
+    rows: Sequence[Row]
+    problems: Sequence[str]
+
+
+def make_report(
+    status: Mapping[str, Any],
+    status_age_seconds: float | None,
+    tails: Iterable[tuple[str, str, bytes | Exception, object]],
+    local_seconds: float,
+    max_age_seconds: int,
+) -> Report:
+    """Judge what was found.
+
+    ``status`` is empty and its age None where there is none. ``tails`` has symbol, timeframe, the end of
+    the stored value (empty where there is none) and the timestamp's value of each pair and timeframe. Ages
+    are measured by exchange time where the status has it, else by ``local_seconds``.
+    """
+    now_seconds = local_seconds
+    if isinstance(status.get("written"), str):
+        now_seconds = seconds_of(status["written"]) + (status_age_seconds or 0)
+    failed = status.get("failed_symbols") or {}
+    rows = [_row(*tail, now_seconds, max_age_seconds, failed) for tail in tails]
+    problems = list(_problems_in(status, status_age_seconds, rows, max_age_seconds))
+    return Report(status, status_age_seconds, rows, problems)
+
+
+def seconds_of(text: str) -> float:
+    """A time such as 2024-01-01T12:00:00Z in seconds since the epoch. Raises ValueError."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+
+
+def _row(
+    symbol: str,
+    timeframe: str,
+    tail: bytes | Exception,
+    timestamp: object,
+    now_seconds: float,
+    max_age_seconds: int,
+    failed: Mapping[str, str],
+) -> Row:
+    """Read a value's end alone, so that a glance at 500 pairs need not read 200 MB."""
+    match = _TAIL.search(tail.decode(errors="replace")) if isinstance(tail, bytes) else None
+    try:
+        fields = json.loads("{" + match[2]) if match else {}
+        updated_seconds = seconds_of(fields["last_update"])
+        facts = fields["candle_count"], fields["data_completeness"], fields["last_candle_time"]
+    except (ValueError, KeyError, TypeError):
+        return Row(symbol, timeframe, 0, 0.0, "", None, "", "missing" if tail == b"" else "not ours")
+    if isinstance(timestamp, bytes):  # the candles may be the same since their value was written
+        with suppress(ValueError):
+            updated_seconds = max(updated_seconds, seconds_of(timestamp.decode(errors="replace")))
+    age_seconds = max(0.0, now_seconds - updated_seconds)
+    failing = f"{symbol} {timeframe}" in failed
+    state = "stale" if age_seconds > max_age_seconds else "failing" if failing else "fresh"
+    return Row(symbol, timeframe, *facts, age_seconds, match[1] if match else "", state)
+
+
+def _problems_in(
+    status: Mapping[str, Any], status_age_seconds: float | None, rows: Sequence[Row], max_age_seconds: int
+) -> Iterator[str]:
+    if status_age_seconds is None:
+        yield "no status in Redis: the service is not running, or uses another REDIS_ADDR or REDIS_DB"
+    elif status.get("state") == "stopped":
+        yield f"the service was stopped {ago(status_age_seconds)} ago"
+    elif status_age_seconds > MAX_STATUS_AGE_SECONDS and status.get("state") != "finished":
+        yield f"no status from the service for {ago(status_age_seconds)}"
+    for state, meaning in (("stale", f"older than {max_age_seconds} s"), ("missing", "missing")):
+        names = [row.symbol for row in rows if row.state == state]
+        if names:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            yield f"{len(names)} of {len(rows)} {meaning}: {some}"
+    for row in rows:
+        if row.state == "not ours":
+            yield f"{row.symbol} {row.timeframe}: the value is damaged or another program's"
+    if not rows:
+        yield "there is no symbol to look at"
+
+
+def ago(seconds: float) -> str:
+    """A time span for people: ``42 s``, ``12 min``, ``3 h 5 min``, ``2 d 4 h``."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if whole >= 3600:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if whole >= 120 else f"{whole} s"
+
+
+def report_text(report: Report) -> str:
+    """The report as text of 80 columns: what is not well, the service, and a table per timeframe."""
+    lines = [*_header_lines(report.status, report.status_age_seconds)]
+    for problem in report.problems:
+        lines += textwrap.wrap(f"! {problem}", 80, subsequent_indent="  ")
+    for name in dict.fromkeys(row.timeframe for row in report.rows):
+        lines += ["", f"{name:<15} CANDLES COMPLETE  NEWEST (UTC)       AGE     LAST PRICE STATE"]
+        lines += [_row_line(row) for row in report.rows if row.timeframe == name]
+    return "\n".join(lines)
+
+
+def _row_line(row: Row) -> str:
+    age = "" if row.age_seconds is None else ago(row.age_seconds)
+    newest = row.newest[5:16].replace("T", " ")
+    share = math.floor(row.completeness * 10_000) / 100  # so that 100 % means all
+    return (
+        f"{row.symbol:<14.14} {row.candles:>8} {share:>7.2f}%  {newest:<12} {age:>10} "
+        f"{row.last_price:>14.14} {row.state}"
+    )
+
+
+def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -> Iterator[str]:
+    """What the status key says, in sentences; nothing when there is none."""
+    if status_age_seconds is None:
+        return
+    of: Callable[[str], Any] = status.get
+    yield (
+        f"tet-data-service {of('version')}: {of('state')}, up {ago(of('uptime_seconds') or 0)}, "
+        f"status of {ago(status_age_seconds)} ago"
+    )
+    yield from textwrap.wrap(
+        f"interval {of('update_interval_seconds')} s ({of('update_interval_reason')}), "
+        f"next cycle {of('next_cycle') or 'not planned'}",
+        80,
+    )
+    yield (
+        f"weight {of('used_weight')} of {of('weight_limit')}, requests {of('requests')}, "
+        f"failed attempts {sum((of('request_errors') or {}).values())}, memory {of('memory_mb')} MB"
+    )
+    delays = of("close_to_redis_seconds") or {}
+    if delays.get("closes"):
+        shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
+        yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
+    if of("paused_until"):
+        yield from textwrap.wrap(f"paused until {of('paused_until')}: {of('pause_reason')}", 80)
+    if of("waiting_for"):
+        yield from textwrap.wrap(f"waiting for {of('waiting_for')}", 80)
+    for title, entries in (("invalid", of("invalid_symbols")), ("failed", of("failed_symbols"))):
+        for name, reason in (entries or {}).items():
+            yield from textwrap.wrap(f"{title}: {name}: {reason}", 80, subsequent_indent="  ")
+
+
+def report_json(report: Report) -> str:
+    """The report as one JSON object."""
+    found = {
+        "healthy": not report.problems,
+        "problems": list(report.problems),
+        "silent_seconds": report.status_age_seconds,
+        "status": dict(report.status) or None,
+        "data": [row._asdict() for row in report.rows],
+    }
+    return json.dumps(found, indent=2, ensure_ascii=False)
