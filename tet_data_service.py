@@ -971,75 +971,44 @@ def newest_of(candles: Candles) -> int:
     return next(reversed(candles))
 
 
-class Layout(NamedTuple):
-    """How candles are written: the first bracket, and as regular expressions a row and a decimal.
-
-    P is a price and V a volume; W are a decimal's digits before the point. What does not fit is one more
-    row, without groups, of all that is left. Characters are repeated possessively, so that nothing is tried
-    over and over; groups are not, since Python before 3.11.5 gets that wrong (CPython issue 106052).
-    """
-
-    opening: str
-    row: str
-    decimal: str
-
-
-#: A klines reply; the group of a decimal leaves out the zeros at its end, which tell nothing.
-SENT = Layout(
-    "[",
-    r'\[([1-9][0-9]{0,13}+),P,P,P,P,V,([1-9][0-9]{0,13}+),"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++"'
-    r',"[0-9.]++"\](?:,(?=\[)|\]\Z)|(?s:.+)',
-    r'"(W(?:\.(?=[0-9]{1,30}+")(?:0*+[1-9]++)+|(?=(?:\.0{1,30}+)?")))[.0]*+"',
+# A row is checked, cut and trimmed in one pass: a third of the work of decoding JSON and looking at each
+# value. What does not fit is one more row, whose groups are empty, of all that is left. Characters are
+# repeated possessively, so that nothing is tried over and over; groups are not, since Python before 3.11.5
+# gets that wrong (CPython issue 106052).
+_TIME = "[1-9][0-9]{0,13}+"
+_WHOLE = "(?:0|[1-9][0-9]{0,29}+)"
+#: A decimal as Binance sends it; its group leaves out the zeros at the end, which mean nothing.
+_SENT = rf'"({_WHOLE}(?:\.(?=[0-9]{{1,30}}+")(?:0*+[1-9]++)+|(?=(?:\.0{{1,30}}+)?")))[.0]*+"'
+#: A decimal as it is stored.
+_KEPT = rf'"({_WHOLE}(?:\.(?=[0-9]{{1,30}}+")(?:0*+[1-9]++)+)?)"'
+_UNREAD = '"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++","[0-9.]++"'
+SENT_ROW = re.compile(
+    rf"\[({_TIME}),{_SENT},{_SENT},{_SENT},{_SENT},{_SENT},({_TIME}),{_UNREAD}\](?:,(?=\[)|\]\Z)|(?s:.+)"
 )
-#: ``ohlcv_data``.
-KEPT = Layout(
-    "{",
-    r'"([0-9TZ:-]{20})":{"open":P,"high":P,"low":P,"close":P,"volume":V}(?:,(?=")|}\Z)|(?s:.+)',
-    r'"(W(?:\.(?=[0-9]{1,30}+")(?:0*+[1-9]++)+)?)"',
+KEPT_ROW = re.compile(
+    rf'"([0-9TZ:-]{{20}})":{{"open":{_KEPT},"high":{_KEPT},"low":{_KEPT},"close":{_KEPT},"volume":{_KEPT}}}'
+    r'(?:,(?=")|}\Z)|(?s:.+)'
 )
-_FIRST_PRICE = re.compile(r'"([0-9]{1,30})[."]')
+
+Rows = Sequence[tuple[str, ...]]
 
 
-class Rows(NamedTuple):
-    """Rows of texts; ``alike`` if all prices have as many digits before the point: these sort as numbers."""
-
-    texts: Sequence[tuple[str, ...]]
-    alike: bool
-
-
-@lru_cache(maxsize=64)
-def _row_pattern(layout: Layout, digits: int) -> re.Pattern[str]:
-    """Rows whose prices have so many digits before the point; with 0 any number of them."""
-    whole = "(?:0|[1-9][0-9]{0,29}+)"
-    same = {0: whole, 1: "[0-9]"}.get(digits, f"[1-9][0-9]{{{digits - 1}}}")
-    price, volume = (layout.decimal.replace("W", before) for before in (same, whole))
-    return re.compile(layout.row.replace("P", price).replace("V", volume))
-
-
-def find_rows(layout: Layout, text: str) -> Rows:
-    """Cut a text into its rows. Raises ValueError unless it consists of them, one or more.
-
-    One pass checks, cuts and trims: a third of the work of decoding JSON and looking at each value.
-    """
-    first = _FIRST_PRICE.search(text) if text.startswith(layout.opening) else None
-    for digits in (len(first[1]), 0) if first else ():
-        texts = _row_pattern(layout, digits).findall(text, 1)
-        if texts[-1][0]:
-            return Rows(texts, digits > 0)
-    left = next((match[0] for match in _row_pattern(layout, 0).finditer(text, 1) if not match[1]), text)
+def find_rows(row: re.Pattern[str], opening: str, text: str) -> Rows:
+    """Cut a text into its rows. Raises ValueError unless it consists of them, one or more."""
+    rows = row.findall(text, 1) if text.startswith(opening) else []
+    if rows and rows[-1][0]:
+        return rows
+    left = next((match[0] for match in row.finditer(text, 1) if not match[1]), text)
     raise ValueError(f"not a candle: {left:.100}")
 
 
-def make_candles(
-    opens_ms: Sequence[int], times: Iterable[str], ohlcv: Sequence[Sequence[str]], alike: bool = False
-) -> Candles:
+def make_candles(opens_ms: Sequence[int], times: Iterable[str], ohlcv: Sequence[Sequence[str]]) -> Candles:
     """Make candles, one or more, of their open times, these as texts, and five columns of decimals.
 
     Raises ValueError unless prices are > 0, low <= open and close <= high; its text shows the first candle.
-    Prices that are not ``alike`` (see `Rows`) are compared as floats, which is safe, since rounding never
-    turns an order around; the values stay text.
+    Prices are compared as floats, which is safe, since rounding never turns an order around; they stay text.
     """
-    first, highest, lowest, last = ohlcv[:4] if alike else [list(map(float, column)) for column in ohlcv[:4]]
+    first, highest, lowest, last = (list(map(float, column)) for column in ohlcv[:4])
     bounds = ((lowest, first), (first, highest), (lowest, last), (last, highest))
     if "0" in ohlcv[2] or not all(all(map(le, lower, upper)) for lower, upper in bounds):
         shown = [column[0] for column in ohlcv[:4]]
@@ -1074,44 +1043,43 @@ def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int,
 
     ``first_ms`` and ``last_ms`` are the open times that may be in it, ``limit`` the most rows. The
     rows' layout is Binance's (open time, open, high, low, close, volume, close time, and five more).
-    Raises BadReply when anything in it is not as it must be: one bad row discredits them all.
+    Raises BadReply when anything in it is not as it must be: one bad row rejects the whole reply.
     """
     try:
-        rows = _kline_rows(body)
-        if len(rows.texts) > limit:
+        rows = _sent_rows(body.decode())
+        if len(rows) > limit:
             raise ValueError(f"more than {limit} rows")
         try:
             return _check_rows(rows, timeframe, first_ms, last_ms)
         except ValueError:
-            for text in rows.texts:  # the wrong one says what is wrong
-                _check_rows(Rows([text], rows.alike), timeframe, first_ms, last_ms)
+            for row in rows:  # the wrong one says what is wrong
+                _check_rows([row], timeframe, first_ms, last_ms)
             raise
     except (ValueError, RecursionError) as error:
         raise BadReply(f"the klines reply is damaged: {error}") from error
 
 
-def _kline_rows(body: bytes) -> Rows:
+def _sent_rows(text: str) -> Rows:
     """The rows of a reply; written otherwise than by Binance, with spaces or more fields, they count too."""
-    text = body.decode()
     with suppress(ValueError):
-        return find_rows(SENT, text)
+        return find_rows(SENT_ROW, "[", text)
     rows, unread = decode_json(text), ("0", 0, "0", "0", "0")
     fields = 7 + len(unread)
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) >= fields for row in rows):
         raise ValueError("not a list of klines")
     plain = json.dumps([[*row[:7], *unread] for row in rows], separators=(",", ":"))
-    return find_rows(SENT, plain) if rows else Rows([], True)
+    return find_rows(SENT_ROW, "[", plain) if rows else []
 
 
 def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -> Candles:
     """Check rows by columns, less work than one by one; the text of a ValueError shows the first row."""
-    if not rows.texts:
+    if not rows:
         return {}
-    opens, *ohlcv, closes = zip(*rows.texts, strict=True)
+    opens, *ohlcv, closes = zip(*rows, strict=True)
     opens_ms, times = _row_times(timeframe, opens, closes)
     if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
-        raise ValueError(f"a candle nobody asked for, at {opens_ms[0]}")
-    return make_candles(opens_ms, times, ohlcv, rows.alike)
+        raise ValueError(f"candle outside the requested range, at {opens_ms[0]}")
+    return make_candles(opens_ms, times, ohlcv)
 
 
 @lru_cache(maxsize=4)  # the pairs' pages begin and end at the same times
@@ -1357,11 +1325,10 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
 
 def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
     """The candles in ``ohlcv_data``, which must be as this service writes them."""
-    rows = find_rows(KEPT, text)
-    times, *ohlcv = zip(*rows.texts, strict=True)
+    times, *ohlcv = zip(*find_rows(KEPT_ROW, "{", text), strict=True)
     opens_ms = list(map(parse_iso_time, times))
     _check_opens(timeframe, opens_ms)
-    return make_candles(opens_ms, times, ohlcv, rows.alike)
+    return make_candles(opens_ms, times, ohlcv)
 
 
 def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
