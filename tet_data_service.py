@@ -45,7 +45,6 @@ policy); the two edges (Binance, Redis); the service that joins them; status; th
 from __future__ import annotations
 
 import difflib
-import gc
 import hashlib
 import hmac
 import importlib
@@ -55,11 +54,8 @@ import logging
 import logging.handlers
 import math
 import os
-import queue
 import random
 import re
-import signal
-import socket
 import stat
 import sys
 import textwrap
@@ -82,6 +78,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import click
+
+from tet_extras import process
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
@@ -246,72 +244,12 @@ def say(level: int, event: str, **facts: object) -> None:
     logging.getLogger(LOGGER).log(level, event, extra={"facts": facts})
 
 
-class LogFormatter(logging.Formatter):
-    """One line per event, for people or as a JSON object; times in UTC. Secrets are blotted out."""
-
-    def __init__(self, style: str, secrets: Sequence[str]) -> None:
-        super().__init__()
-        self._json = style == "json"
-        self._secrets = secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line (a traceback follows on lines of its own in text style)."""
-        facts = {name: self._blotted(value) for name, value in getattr(record, "facts", {}).items()}
-        when = iso_time(int(record.created * SECOND_MS))
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
-        if self._json:
-            line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
-            if trace:
-                line["traceback"] = trace
-            return self._without_secrets(json.dumps(line, ensure_ascii=False))
-        told = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
-        text = f"{when} {record.levelname:<7} {record.getMessage()}{told}"
-        return self._without_secrets(f"{text}\n{trace}" if trace else text)
-
-    def _blotted(self, value: object) -> object:
-        """The value without secrets, before quoting can hide them."""
-        return value if isinstance(value, int | float | None) else self._without_secrets(str(value))
-
-    def _without_secrets(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-
-def _as_word(value: object) -> str:
-    """The value as one word, quoted where it is not: so a line can be taken apart again."""
-    text = str(value)
-    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text, ensure_ascii=False)
-
-
-class LogFile(logging.handlers.RotatingFileHandler):
-    """A log file that is set aside when it is full. When it cannot be written, stderr hears of it, once."""
-
-    _said = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; what cannot be written goes to stderr instead."""
-        self._failed = False
-        super().emit(record)
-        self._said = self._said and self._failed
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Go on: a full disk must not stop the service."""
-        self._failed = True
-        if not self._said:
-            self._said = True
-            error = sys.exc_info()[1]
-            print(f"LOG_FILE {self.baseFilename} cannot be written ({error}); logging here", file=sys.stderr)
-        print(self.format(record), file=sys.stderr)
-
-
 def start_logging(config: Config) -> None:
     """Send the program's events to stderr, or to the log file, in the style asked for. Raises OSError."""
-    handler: logging.Handler = logging.StreamHandler()
-    if config.log_file:
-        size = config.log_max_mb * 1_000_000
-        handler = LogFile(config.log_file, maxBytes=size, backupCount=config.log_backups, encoding="utf-8")
-    handler.setFormatter(LogFormatter(config.log_format, config.secrets))
+    from tet_extras.logs import make_handler
+
+    size, backups = config.log_max_mb, config.log_backups
+    handler = make_handler(config.log_format, config.secrets, config.log_file, size, backups)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -2021,9 +1959,7 @@ TRADING_RIGHTS = (
     "permitsUniversalTransfer",
 )
 HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
-HTTP_TIMEOUTS = {
-    "timeout": {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
-}
+HTTP_TIMEOUTS = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
 PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
 
 
@@ -2072,58 +2008,6 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     return reply
 
 
-class Deadline(threading.local):
-    """Until when the calling thread's request may take, in monotonic seconds of the clock."""
-
-    at_seconds = math.inf
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def left_seconds(self) -> float:
-        """What is left, for a socket's time-out: never 0, which would mean not to wait at all."""
-        return max(0.001, self.at_seconds - self._clock.monotonic())
-
-
-class TimedBackend:
-    """httpcore's way to open connections, such that a reply ends by the deadline however slowly it drips.
-
-    httpx bounds each read alone: a server that sends a byte of its headers every 9 s would hold a worker
-    for ever. A connection is read by the thread whose request it serves, so the deadline is that thread's.
-    """
-
-    def __init__(self, backend: Any, deadline: Deadline) -> None:
-        self._backend = backend
-        self._deadline = deadline
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def connect_tcp(self, *arguments: Any, **named: Any) -> TimedStream:
-        """Open a connection."""
-        return TimedStream(self._backend.connect_tcp(*arguments, **named), self._deadline)
-
-
-class TimedStream:
-    """A connection of `TimedBackend`, before and after TLS has started."""
-
-    def __init__(self, stream: Any, deadline: Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def start_tls(self, *arguments: Any, **named: Any) -> TimedStream:
-        """The same connection, encrypted."""
-        return TimedStream(self._stream.start_tls(*arguments, **named), self._deadline)
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read what comes first: some bytes, the time-out of one read, or the deadline of the request."""
-        left = self._deadline.left_seconds()
-        return bytes(self._stream.read(max_bytes, left if timeout is None else min(timeout, left)))
-
-
 class Reply(NamedTuple):
     """An HTTP reply, read whole; ``sent`` and ``received`` are monotonic seconds."""
 
@@ -2161,10 +2045,6 @@ class Binance:
         self._config = config
         self._clock = clock
         self._http = http
-        self._deadline = Deadline(clock)
-        # The seam that httpx leaves closed; without it (a test would tell) only single reads are bounded.
-        pool: Any = http._pool
-        pool._network_backend = TimedBackend(pool._network_backend, self._deadline)
         self._lock = threading.Lock()
         self._firewall_refusals = 0  # 403 in a row
         self._latest_seconds: deque[float] = deque(maxlen=20)  # of requests that were served
@@ -2306,9 +2186,9 @@ class Binance:
         import httpx
 
         sent = self._clock.monotonic()
-        self._deadline.at_seconds = sent + REPLY_SECONDS
         try:
-            request = httpx.Request("GET", url, headers=HTTP_HEADERS | headers, extensions=HTTP_TIMEOUTS)
+            limits = {"timeout": HTTP_TIMEOUTS, "reply_seconds": REPLY_SECONDS}
+            request = httpx.Request("GET", url, headers=HTTP_HEADERS | headers, extensions=limits)
             with closing(self._http.handle_request(request)) as response:
                 body = self._read(response)
                 return Reply(response.status_code, response.headers, body, sent, self._clock.monotonic())
@@ -2363,51 +2243,21 @@ def _error_of(reply: Reply) -> ExchangeError:
 def connect_http(config: Config) -> httpx.HTTPTransport:
     """The connections to Binance: kept alive, at most one per worker, TLS verified, no redirects.
 
-    This is what lies below httpx's client, whose cookies, redirects and logins are of no use here and a
-    third of what a request costs. Raises ConfigError when what the environment says of certificates or
-    proxies cannot be used.
+    Raises ConfigError when what the environment says of certificates or proxies cannot be used.
     """
     import httpx
 
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
-    workers = config.concurrent_requests
+    from tet_extras.transport import Transport
+
+    base_url = config.binance_base_url
+    # Plain http is for this machine alone when there are keys: no proxy may come in between.
+    local = urlsplit(base_url).scheme == "http" and _keeps_secrets(base_url)
     try:
-        return httpx.HTTPTransport(
-            limits=httpx.Limits(
-                max_connections=workers + 1, max_keepalive_connections=workers, keepalive_expiry=30.0
-            ),
-            proxy=_proxy_for(config.binance_base_url),
-        )
+        return Transport(base_url, config.concurrent_requests, no_proxy=local)
     except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
         names = "SSL_CERT_FILE, SSL_CERT_DIR or a proxy variable such as HTTPS_PROXY"
-        raise ConfigError(
-            [f"{names} (environment): cannot be used: {_without_password(str(error))}"]
-        ) from error
-
-
-def _is_within(address: SplitResult, entry: str) -> bool:
-    """Whether an entry of NO_PROXY, without its scheme, names the host (and port) or a domain around it."""
-    name = entry.rstrip("/")
-    within = f".{address.hostname}".endswith(f".{name.lstrip('*.')}")
-    return within or name in (address.hostname, address.netloc)
-
-
-def _proxy_for(base_url: str) -> str | None:
-    """The proxy that the environment names for an address."""
-    from urllib.request import getproxies, proxy_bypass
-
-    address, proxies = urlsplit(base_url), getproxies()
-    # Plain http is for this machine alone when there are keys: no proxy may come in between.
-    local = address.scheme == "http" and _keeps_secrets(base_url)
-    proxy = proxies.get(address.scheme) or proxies.get("all")
-    host = address.hostname or ""
-    for name in re.split(r"[\s,]+", proxies.get("no", "")):
-        scheme, _, rest = name.rpartition("://")  # as curl and httpx allow it: https://internal.example
-        if name == "*" or (scheme in (address.scheme, "all") and _is_within(address, rest)):
-            return None
-    if local or not proxy or proxy_bypass(address.netloc) or proxy_bypass(host):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+        problem = f"{names} (environment): cannot be used: {_without_password(str(error))}"
+        raise ConfigError([problem]) from error
 
 
 # ------------------------------------------------------------------------------
@@ -2947,7 +2797,7 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds; also what may take long at the start, such as waiting out a ban, is done by a worker,
 # so that the main thread can tick: each second it looks for a stop, tells the service manager that it
-# lives, flushes what is buffered and, every 15 s, writes the status. A thread of `stop_on_signals` waits
+# lives, flushes what is buffered and, every 15 s, writes the status. A thread of tet_extras.process waits
 # for signals. With HTTP_ADDR, threads of tet_extras.web read the status; with REDIS_ADDR=embedded, one of
 # tet_extras.embedded minds the server.
 #
@@ -3062,7 +2912,7 @@ class Service:
     def run(self) -> int:
         """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
         try:
-            notify_systemd("READY=1")
+            process.notify_systemd("READY=1")
             self.start()
             self.cycle(first=True)
             if self._once:
@@ -3271,7 +3121,7 @@ class Service:
     def tick(self) -> None:
         """What cannot wait for a cycle's end: a stop, the heartbeat, the status, what is buffered."""
         self._clock.check()
-        notify_systemd("WATCHDOG=1")
+        process.notify_systemd("WATCHDOG=1")
         self.status.heartbeat_seconds = self._clock.monotonic()
         if self.writer.status_is_due():
             self.write_status()
@@ -3296,7 +3146,7 @@ class Service:
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
-        notify_systemd("STOPPING=1")
+        process.notify_systemd("STOPPING=1")
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
@@ -3304,15 +3154,6 @@ class Service:
         self.write_status()
         self._store.close()
         say(logging.INFO, "stopped")
-
-
-def notify_systemd(text: str) -> None:
-    """Send a line such as ``READY=1`` to the service manager, where there is one that listens (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address or not hasattr(socket, "AF_UNIX"):
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 @contextmanager
@@ -3725,57 +3566,11 @@ def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *,
 # ------------------------------------------------------------------------------
 
 
-def stop_on_signals(clock: Clock, code: int) -> None:
-    """Let SIGINT and SIGTERM stop the service; a second one, or `STOP_MOST_SECONDS`, end it at once.
-
-    The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads
-    it and sets the event, whose lock the interrupted thread may hold. ``code`` is the exit code of a
-    stop that had to be cut short: nothing is half-written, since Redis gets whole transactions.
-    """
-    notes: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def watch() -> None:
-        say(logging.INFO, "stopping", signal=signal.Signals(notes.get()).name)
-        clock.stop()
-        began = clock.monotonic()
-        with suppress(queue.Empty):
-            while (now := clock.monotonic()) < began + STOP_MOST_SECONDS:
-                notes.get(timeout=began + STOP_MOST_SECONDS - now)
-                # A terminal's Ctrl-C comes twice when a launcher passes its own on.
-                if clock.monotonic() - began > 1:
-                    os._exit(EXIT_FAILED)
-        os._exit(code)
-
-    threading.Thread(target=watch, name="signals", daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: notes.put(signum))
-
-
 def find_config_file(given: str | None) -> Path | None:
     """The config file to read: the one given, else the first default one that exists, else none."""
     if given:
         return Path(given)
     return next((path for path in map(Path, DEFAULT_CONFIG_FILES) if path.is_file()), None)
-
-
-def tune_memory() -> None:
-    """Fit memory management to large values and pages of rows.
-
-    Python is to look for cycles less often: a page of 1000 rows has none, and would be looked through
-    for them. glibc is to keep one heap for all threads, since with one for each some 10 MB more are
-    held, and in it a few freed megabytes: each value of 400 KB would be given back to the kernel, which
-    clears its pages for the next one, a third of a refresh's CPU (source: mallopt(3)).
-    """
-    gc.set_threshold(20_000)
-    if sys.platform == "linux":
-        import ctypes
-
-        m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # as in malloc.h
-        with suppress(AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(m_arena_max, 1)
-            mallopt(m_mmap_threshold, 32 << 20)
-            mallopt(m_trim_threshold, 4 << 20)
 
 
 @contextmanager
@@ -3856,8 +3651,13 @@ def serve(
 ) -> int:
     """Run the service with these settings; returns the exit code."""
     clock = Clock()
-    tune_memory()
-    stop_on_signals(clock, EXIT_FAILED if once else EXIT_OK)
+
+    def stop(signal_name: str) -> None:
+        say(logging.INFO, "stopping", signal=signal_name)
+        clock.stop()
+
+    process.tune_memory()
+    process.stop_on_signals(stop, EXIT_FAILED if once else EXIT_OK)
     say(logging.INFO, "tet-data-service", version=__version__)
     say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
     try:
@@ -3889,15 +3689,6 @@ def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
             show_status(config, store, as_json=as_json)
             time.sleep(WATCH_SECONDS)
     return show_status(config, store, as_json=as_json)
-
-
-def _end_process(code: int) -> NoReturn:
-    """Exit even while a worker still waits for a reply that nobody needs any more."""
-    logging.shutdown()
-    sys.stdout.flush()
-    if any(thread.name.startswith("worker") for thread in threading.enumerate()):
-        os._exit(code)
-    sys.exit(code)
 
 
 def version_text() -> str:
@@ -3987,7 +3778,7 @@ def main(
         given["PUBLIC_DATA"] = "true"  # it reads Redis alone: no key is needed
     try:
         if as_demo:
-            _end_process(demo(given, once=once))
+            process.end_process(demo(given, once=once))
         resolved = resolve_config(given, os.environ, find_config_file(config_file))
     except ConfigError as error:
         for problem in error.problems:
@@ -4014,8 +3805,10 @@ def main(
         sys.exit(EXIT_USAGE)
     for warning in resolved.warnings:
         say(logging.WARNING, warning)
-    _end_process(serve(resolved.config, once=once))
+    process.end_process(serve(resolved.config, once=once))
 
 
 if __name__ == "__main__":
+    if __spec__ is None:  # a script, not python -m
+        process.run_imported("tet_data_service", "main")
     main()

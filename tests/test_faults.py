@@ -152,9 +152,10 @@ def test_a_failed_page_does_not_cost_the_pages_before_it(exchange, redis_url, re
 
 
 @pytest.mark.parametrize("kind", ["redirect", "oversize", "dribble", "dribble_head"])
-def test_what_no_exchange_sends_is_refused(exchange, redis_url, reader, kind):
+def test_what_no_exchange_sends_is_refused(exchange, redis_url, reader, kind, monkeypatch):
     """A redirect elsewhere, more than 16 MB, and a reply that takes for ever end as a failure."""
     exchange.faults.dribble_seconds = 0.02
+    monkeypatch.setattr(tet, "REPLY_SECONDS", 0.3)
     with started(exchange, redis_url, FastClock(100)) as rig:
         exchange.faults.always(kind)
         rig.refresh()

@@ -16,6 +16,7 @@ import trustme
 from rig import PROGRAM, Running, eventually, run_program, settings
 
 import tet_data_service as tet
+from tet_extras.logs import LogFormatter
 
 SECRETS = ("key-7f3a91", "secret-91bc44", "redis-pw-55de")
 
@@ -114,7 +115,7 @@ def test_a_traceback_has_no_secret_in_it():
     """Even an error whose own text quotes a secret is logged without it."""
     import logging
 
-    formatter = tet.LogFormatter("text", SECRETS)
+    formatter = LogFormatter("text", SECRETS)
     try:
         raise RuntimeError(f"it was {SECRETS[0]}")
     except RuntimeError as error:
@@ -143,7 +144,7 @@ def test_a_secret_with_quotes_in_it_is_blotted_out_too(style):
     secret = 'pa"ss\\word'
     record = logging.LogRecord("tet", logging.INFO, "", 0, "event", None, None)
     record.facts = {"reason": f"the password {secret} is wrong", "count": 3}
-    text = tet.LogFormatter(style, [secret]).format(record)
+    text = LogFormatter(style, [secret]).format(record)
     assert "pa" not in text.replace("password", "")
     assert "***" in text
 

@@ -1,10 +1,18 @@
-"""Optional front doors of TET Data Service, each loaded only when a setting asks for it.
+"""What stands around TET Data Service; nothing in here decides which candle reaches Redis, or when.
 
 Nothing in here imports ``tet_data_service``: values and callables go in, values come out. Started as a
 script or frozen into a binary that module is ``__main__``, and an import would load it a second time.
+
+The optional front doors are loaded only when a setting asks for them:
 
 * ``simulated_binance``: the exchange for ``--demo``, the tests and the benchmarks.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
 * ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
 * ``web``: ``/health`` and ``/metrics``, for ``HTTP_ADDR``.
+
+What every run of the service needs of the system around it:
+
+* ``transport``: connections to the exchange, proxies, deadlines.
+* ``logs``: how the log looks, and the log file.
+* ``process``: signals, the service manager, memory, the end.
 """
