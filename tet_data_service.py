@@ -48,7 +48,6 @@ import difflib
 import hashlib
 import hmac
 import importlib
-import ipaddress
 import json
 import logging
 import logging.handlers
@@ -75,17 +74,18 @@ from itertools import accumulate, islice, zip_longest
 from operator import le, lt, sub
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
-from urllib.parse import SplitResult, unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import click
 
-from tet_extras import process
+from tet_extras import addresses, process
+from tet_extras.addresses import EMBEDDED, Refusal, without_password
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
     import redis
 
-    from tet_extras.report import Report
+    from tet_extras.report import Estimate, Report
 
 __version__ = "1.0.0"
 
@@ -143,24 +143,17 @@ SYMBOL_CHECK_MS = HOUR_MS
 STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
 STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
-STOP_MOST_SECONDS = 4.5
 TICK_SECONDS = 1.0
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
-SAVE_AGAIN_SECONDS = 10.0
-REASONS_MOST = 10  # of failures, logged for each cycle
 WATCH_SECONDS = 2.0
 CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
 
-EMBEDDED = "embedded"
-EMBEDDED_PORTS = range(6379, 6479)  # the first free one is taken
-EMBEDDED_START_SECONDS = 20.0
 
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
 SYSTEM_KEYS = (STATUS_KEY, PAUSE_KEY)
-OUR_KINDS = ("string", "none")  # what TYPE says of a key that is ours to write
 UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -378,10 +371,6 @@ TIMEFRAMES = {
 # ------------------------------------------------------------------------------
 
 
-class Refusal(ValueError):
-    """A setting's value is not allowed, for a reason fit to be shown: Python's own may quote a password."""
-
-
 class Parsed(NamedTuple):
     """A type of setting with a parser of ours: ``name`` for --help, and in words what is ``allowed``.
 
@@ -470,56 +459,6 @@ def _symbols(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _address(text: str) -> SplitResult:
-    """The parts of a URL whose host and port can be."""
-    parts = urlsplit(text)
-    host, port = parts.hostname or "", parts.port
-    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or port == 0 or re.search(r"[\s\x00-\x1f]", text):
-        raise ValueError
-    return parts
-
-
-def _base_url(text: str) -> str:
-    parts = _address(text)
-    if parts.username is not None or parts.password is not None:
-        raise Refusal("a user name or password in it")
-    if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-        raise ValueError
-    return text.rstrip("/")
-
-
-_REDIS_QUERY = re.compile(r"((db|ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&]*(&|$))*")
-
-
-def _redis_address(text: str) -> str:
-    if text.lower() == EMBEDDED:
-        return EMBEDDED
-    if "://" not in text:
-        parts = _address(f"redis://{text}")
-        if parts.path or parts.query or parts.fragment or "@" in text:
-            raise ValueError
-        return f"redis://{_host_and_port(str(parts.hostname), parts.port or 6379)}"
-    parts = urlsplit(text)
-    if not _REDIS_QUERY.fullmatch(parts.query) or parts.fragment:
-        raise Refusal("after the ? may stand db, ssl_ca_certs, ssl_certfile, ssl_keyfile; no password")
-    if parts.scheme == "unix" and parts.path and not parts.hostname and not re.search(r"\s", text):
-        return text
-    if parts.scheme not in ("redis", "rediss") or not re.fullmatch(r"(/[0-9]*)?", _address(text).path):
-        raise ValueError
-    return text
-
-
-def _listen_address(text: str) -> tuple[str, int]:
-    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}", text):
-        raise ValueError
-    parts = _address(f"//{text}")
-    return str(parts.hostname), int(parts.port or 0)
-
-
-def _host_and_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 _PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
 
 
@@ -532,14 +471,16 @@ def _key(text: str) -> str:
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
 TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
 KEY = Parsed("KEY", "printable characters without spaces", _key)
-URL = Parsed("URL", "an http or https address", _base_url)
-REDIS = Parsed("ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", _redis_address)
+URL = Parsed("URL", "an http or https address", addresses.base_url)
+REDIS = Parsed(
+    "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_address
+)
 PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", _symbols)
 FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
 MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
 LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
 STYLE = click.Choice(("text", "json"), case_sensitive=False)
-LISTEN = Parsed("HOST:PORT", "host:port, such as 127.0.0.1:8080", _listen_address)
+LISTEN = Parsed("HOST:PORT", "host:port, such as 127.0.0.1:8080", addresses.listen_address)
 
 OPTIONS = (
     Option("BINANCE_API_KEY", "--api-key", None, KEY,
@@ -790,7 +731,7 @@ def _pick(
 
 def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
     origin, text = (setting.origin, setting.text) if setting else ("default", "")
-    found = "a value that cannot be shown" if option.secret else repr(_without_password(text))
+    found = "a value that cannot be shown" if option.secret else repr(without_password(text))
     note = f" ({error})" if isinstance(error, Refusal) else ""
     return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
 
@@ -809,7 +750,7 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
             if name.lower() in values and values[name.lower()] is None:
                 problems.append(f"{name}: missing; set it, or run without keys: --public or PUBLIC_DATA=true")
         base_url = values.get("binance_base_url")
-        if base_url and values.get("binance_api_key") and not _keeps_secrets(base_url):
+        if base_url and values.get("binance_api_key") and not addresses.is_private(base_url):
             problems.append(
                 f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {base_url!r}; allowed: https, "
                 "since keys would travel in the clear (plain http to this machine only, or with --public)"
@@ -824,19 +765,6 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
                 f"allowed: at most {CANDLES_MOST} candles a pair"
             )
     return problems
-
-
-def _keeps_secrets(base_url: str) -> bool:
-    """Whether a request there stays unread on its way: TLS, or this machine itself."""
-    parts = urlsplit(base_url)
-    return parts.scheme == "https" or _is_loopback(parts.hostname or "")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
@@ -858,14 +786,9 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
             f"KLINE_TTL {config.kline_ttl} s is below MAX_DATA_AGE {config.max_data_age} s: candles may "
             "expire between two updates"
         )
-    if config.http_addr and not _is_loopback(config.http_addr[0]):
+    if config.http_addr and not addresses.is_loopback(config.http_addr[0]):
         cautions.append("HTTP_ADDR is not on loopback: anybody who reaches it reads health and metrics")
     return cautions
-
-
-def _without_password(address: str) -> str:
-    """The address with everything masked that may be a password, however odd it looks."""
-    return re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", address, flags=re.DOTALL)
 
 
 def shown(name: str, config: Config) -> str:
@@ -874,14 +797,14 @@ def shown(name: str, config: Config) -> str:
     if any(option.name == name and option.secret for option in OPTIONS):
         return "not set" if value is None else "***"
     if name == "HTTP_ADDR" and value:
-        return _host_and_port(*value)
+        return addresses.host_and_port(*value)
     if name == "TIMEFRAME":
         return ",".join(timeframe.name for timeframe in value)
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return "not set" if value is None else _without_password(str(value))
+    return "not set" if value is None else without_password(str(value))
 
 
 def config_table(resolved: Resolved) -> str:
@@ -1409,32 +1332,6 @@ def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
     second): threads that wake only to wait for their turn.
     """
     return min(most, max(1, math.ceil(rate * latency_seconds * 1.5)))
-
-
-class Estimate(NamedTuple):
-    """What a configuration costs: requests and bytes per hour, and memory for the candles."""
-
-    requests: int
-    bytes_from_binance: int
-    bytes_to_redis: int
-    candles_bytes: int
-
-
-def estimate(pairs: int, config: Config) -> Estimate:
-    """The hourly cost in steady state at the base interval, from the configuration alone.
-
-    Sizes are those of typical replies: 70 bytes a row after gzip and 500 for the reply around them;
-    a stored candle takes 145 bytes.
-    """
-    requests = to_redis = candles = 0
-    for timeframe in config.timeframe:
-        updates = pairs * max(3600 / config.update_interval, HOUR_MS / timeframe.step_ms)
-        held = timeframe.candles_in_days(config.data_days)
-        requests += round(updates)
-        to_redis += round(updates * held * 145)
-        candles += pairs * held * 155
-    rows = config.incremental_candles + 1
-    return Estimate(requests, requests * (500 + 70 * rows), to_redis, candles)
 
 
 # ------------------------------------------------------------------------------
@@ -2251,12 +2148,12 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
 
     base_url = config.binance_base_url
     # Plain http is for this machine alone when there are keys: no proxy may come in between.
-    local = urlsplit(base_url).scheme == "http" and _keeps_secrets(base_url)
+    local = urlsplit(base_url).scheme == "http" and addresses.is_private(base_url)
     try:
         return Transport(base_url, config.concurrent_requests, no_proxy=local)
     except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
         names = "SSL_CERT_FILE, SSL_CERT_DIR or a proxy variable such as HTTPS_PROXY"
-        problem = f"{names} (environment): cannot be used: {_without_password(str(error))}"
+        problem = f"{names} (environment): cannot be used: {without_password(str(error))}"
         raise ConfigError([problem]) from error
 
 
@@ -2335,7 +2232,7 @@ class Store:
         import redis
 
         refused = isinstance(error, redis.AuthenticationError)
-        where = _without_password(self._config.redis_addr)
+        where = without_password(self._config.redis_addr)
         text = f"Redis at {where} {'refuses the login' if refused else 'does not answer'}"
         with self._lock:
             self._failures += 1
@@ -2932,25 +2829,17 @@ class Service:
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
         self._until_it_works("redis", self._store.ping)
-        redis_address = _without_password(self._config.redis_addr)
+        redis_address = without_password(self._config.redis_addr)
         say(logging.INFO, "connected to redis", address=redis_address, db=self._config.redis_db)
         self._until_it_works("redis", self.writer.restore_pause)
         self._until_it_works("binance", self._sync_clock)
         offset_seconds = round(self.status.clock_offset_ms / SECOND_MS, 3)
-        base_url = self._config.binance_base_url
-        say(logging.INFO, "connected to binance", url=base_url, clock_offset_seconds=offset_seconds)
+        url = self._config.binance_base_url
+        say(logging.INFO, "connected to binance", url=url, clock_offset_seconds=offset_seconds)
         self._until_it_works("binance", self._check_symbols)
         self._in_worker(self._check_api_key)
         self._restore()
-        cost = estimate(len({feed.pair for feed in self.watchlist}), self._config)
-        say(
-            logging.INFO,
-            "estimate",
-            requests_per_hour=cost.requests,
-            from_binance_mb_per_hour=round(cost.bytes_from_binance / 1e6, 1),
-            to_redis_mb_per_hour=round(cost.bytes_to_redis / 1e6),
-            candles_mb=round(cost.candles_bytes / 1e6, 1),
-        )
+        self.status.report_start()
 
     def _until_it_works(self, whom: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
@@ -3207,6 +3096,14 @@ class DayOfDelays:
         return found
 
 
+def estimate(pairs: int, config: Config) -> Estimate:
+    """The hourly cost in steady state at the base interval, from the configuration alone."""
+    from tet_extras.report import estimate_cost
+
+    timeframes = [(each.step_ms, each.candles_in_days(config.data_days)) for each in config.timeframe]
+    return estimate_cost(pairs, timeframes, config.update_interval, config.incremental_candles)
+
+
 class Status:
     """The service's figures, and what is told of them: the status object, the log, /health and the metrics.
 
@@ -3274,6 +3171,18 @@ class Status:
             yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
 
     # The log
+
+    def report_start(self) -> None:
+        """Log what the configuration will cost."""
+        cost = estimate(len({feed.pair for feed in self._watchlist}), self._config)
+        say(
+            logging.INFO,
+            "estimate",
+            requests_per_hour=cost.requests,
+            from_binance_mb_per_hour=round(cost.bytes_from_binance / 1e6, 1),
+            to_redis_mb_per_hour=round(cost.bytes_to_redis / 1e6),
+            candles_mb=round(cost.candles_bytes / 1e6, 1),
+        )
 
     def report(self, due: Sequence[Feed], regular: Sequence[Feed], requests: int, *, planned: bool) -> None:
         """Log a line for a cycle, one for each reason of failure, and what is out of bounds."""
@@ -3427,10 +3336,14 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
     try:
         port = server.start()
     except OSError as error:
-        where = _host_and_port(*config.http_addr)
+        where = addresses.host_and_port(*config.http_addr)
         raise TetError(f"cannot bind HTTP_ADDR {where}: {error.strerror}") from error
     status.observe = server.observe
-    say(logging.INFO, "serving /health and /metrics", address=_host_and_port(config.http_addr[0], port))
+    say(
+        logging.INFO,
+        "serving /health and /metrics",
+        address=addresses.host_and_port(config.http_addr[0], port),
+    )
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rig import settings
 
 import tet_data_service as tet
+from tet_extras.report import Estimate
 
 PEAK, OFF_PEAK = 14, 3
 NOON_MS = tet.parse_iso_time("2026-01-15T12:00:00Z")  # a Thursday
@@ -246,8 +247,8 @@ def test_the_cost_of_the_default_configuration():
         pytest.param({"UPDATE_INTERVAL": 90}, "requests bytes_from_binance bytes_to_redis", id="interval"),
         pytest.param({"DATA_DAYS": 60}, "bytes_to_redis candles_bytes", id="days"),
         pytest.param({"INCREMENTAL_CANDLES": 12}, "bytes_from_binance", id="refetched candles"),
-        pytest.param({"TIMEFRAME": "15m,1h"}, " ".join(tet.Estimate._fields), id="timeframes"),
-        pytest.param({"TIMEFRAME": "1m"}, " ".join(tet.Estimate._fields), id="shorter candles"),
+        pytest.param({"TIMEFRAME": "15m,1h"}, " ".join(Estimate._fields), id="timeframes"),
+        pytest.param({"TIMEFRAME": "1m"}, " ".join(Estimate._fields), id="shorter candles"),
     ],
 )
 def test_the_cost_grows_with_the_configuration(given, grows):

@@ -1,0 +1,86 @@
+"""Addresses in settings: of the exchange, of Redis, and to listen on. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+EMBEDDED = "embedded"
+
+_REDIS_QUERY = re.compile(r"((db|ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&]*(&|$))*")
+
+
+class Refusal(ValueError):
+    """A setting's value is not allowed, for a reason fit to be shown: Python's own may quote a password."""
+
+
+def split_address(text: str) -> SplitResult:
+    """The parts of a URL whose host and port can be. Raises ValueError, as all here do."""
+    parts = urlsplit(text)
+    host, port = parts.hostname or "", parts.port
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or port == 0 or re.search(r"[\s\x00-\x1f]", text):
+        raise ValueError("no such host or port")
+    return parts
+
+
+def base_url(text: str) -> str:
+    """The address of an exchange: http or https, without a slash at the end."""
+    parts = split_address(text)
+    if parts.username is not None or parts.password is not None:
+        raise Refusal("a user name or password in it")
+    if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        raise ValueError("not an http or https address")
+    return text.rstrip("/")
+
+
+def redis_address(text: str) -> str:
+    """The address of a Redis as a URL, or `EMBEDDED`."""
+    if text.lower() == EMBEDDED:
+        return EMBEDDED
+    if "://" not in text:
+        parts = split_address(f"redis://{text}")
+        if parts.path or parts.query or parts.fragment or "@" in text:
+            raise ValueError("not host:port")
+        return f"redis://{host_and_port(str(parts.hostname), parts.port or 6379)}"
+    parts = urlsplit(text)
+    if not _REDIS_QUERY.fullmatch(parts.query) or parts.fragment:
+        raise Refusal("after the ? may stand db, ssl_ca_certs, ssl_certfile, ssl_keyfile; no password")
+    if parts.scheme == "unix" and parts.path and not parts.hostname and not re.search(r"\s", text):
+        return text
+    path = split_address(text).path
+    if parts.scheme not in ("redis", "rediss") or not re.fullmatch(r"(/[0-9]*)?", path):
+        raise ValueError("not a URL of Redis")
+    return text
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """A host and port to listen on."""
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):[0-9]{1,5}", text):
+        raise ValueError("not host:port")
+    parts = split_address(f"//{text}")
+    return str(parts.hostname), int(parts.port or 0)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Both as one text; IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_password(address: str) -> str:
+    """The address with everything masked that may be a password, however odd it looks."""
+    return re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", address, flags=re.DOTALL)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_private(url: str) -> bool:
+    """Whether a request there stays unread on its way: TLS, or this machine itself."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
