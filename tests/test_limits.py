@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tet_data_service as tet
+from tet_extras import figures
 
 NOW_MS = 1_768_478_850_000  # 2026-01-15T12:07:30Z, the middle of a minute
 MINUTE_MS = 60_000
@@ -445,7 +446,7 @@ def test_no_count_is_lost_when_workers_count_at_once():
         def __hash__(self):
             return slowly(super().__hash__())
 
-    tally = tet.Tally()
+    tally = figures.Tally()
     run_in_threads(lambda: [tally.add(SlowName("200")) for _ in range(20)])
     assert tally.counts() == {"200": 4 * 20}
     assert tally.total() == 4 * 20

@@ -19,7 +19,7 @@ from referencing import Registry, Resource
 from rig import HOUR, MINUTE, PROGRAM, FastClock, Running, eventually, run_program, started, unused_port
 
 import tet_data_service as tet
-from tet_extras import web
+from tet_extras import figures, web
 from tet_extras.report import ago
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -433,13 +433,13 @@ def test_the_alert_rules_are_rules():
 
 def test_percentiles_of_a_day():
     """Of a hundred delays the p50, p95 and p99 are the 50th, 95th and 99th; older ones are forgotten."""
-    day = tet.DayOfDelays()
+    day = figures.DayOfDelays()
     for tenth in range(1, 101):
         day.add(tenth / 10, 0)
     assert day.percentiles(0) == {"closes": 100, "p50": 5.0, "p95": 9.5, "p99": 9.9}
     day.add(0.3, 24 * HOUR * 1000)
     assert day.percentiles(24 * HOUR * 1000) == {"closes": 1, "p50": 0.3, "p95": 0.3, "p99": 0.3}
-    assert tet.DayOfDelays().percentiles(0) == {"closes": 0, "p50": None, "p95": None, "p99": None}
+    assert figures.DayOfDelays().percentiles(0) == {"closes": 0, "p50": None, "p95": None, "p99": None}
 
 
 @pytest.mark.parametrize(

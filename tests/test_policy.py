@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rig import settings
 
 import tet_data_service as tet
-from tet_extras.report import Estimate
+from tet_extras.figures import Estimate
 
 PEAK, OFF_PEAK = 14, 3
 NOON_MS = tet.parse_iso_time("2026-01-15T12:00:00Z")  # a Thursday

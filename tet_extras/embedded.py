@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -67,12 +67,30 @@ def data_folder(data_dir: str | None) -> Path:
     return (Path(data_dir).expanduser() if data_dir else default_data_dir()).absolute()
 
 
-def running_port(folder: Path) -> int:
-    """The port of the server that runs on the folder, or ran there last. Raises EmbeddedError."""
+def running_port(data_dir: str | None, failed: type[Exception]) -> int:
+    """The port of the server that runs on the folder, or ran there last. Raises ``failed``."""
+    folder = data_folder(data_dir)
     try:
         return int((folder / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):
-        raise EmbeddedError(f"no embedded server has run on DATA_DIR {folder}") from None
+        raise failed(f"no embedded server has run on DATA_DIR {folder}") from None
+
+
+@contextmanager
+def running(
+    data_dir: str | None, memory_mb: int, log: Callable[..., None], failed: type[Exception]
+) -> Iterator[int]:
+    """Run a server for as long as the block lasts; yields its port. Raises ``failed`` where it cannot."""
+    server = EmbeddedServer(data_folder(data_dir), memory_mb, log)
+    try:
+        server.start()
+    except EmbeddedError as error:
+        server.stop()
+        raise failed(str(error)) from error
+    try:
+        yield server.port
+    finally:
+        server.stop()
 
 
 def find_server() -> Path:

@@ -1,4 +1,4 @@
-"""The service as a process: signals, the service manager, memory, the end."""
+"""The service as a process: signals, the service manager, memory, the terminal, the end."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+import click
 
 MAX_STOP_SECONDS = 4.5
 
@@ -97,3 +99,13 @@ def run_imported(module: str, function: str) -> None:
     command = [sys.executable, *options, "-c", f"{code}{module}.{function}()", *sys.argv[1:]]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 (no shell: that is what it is for)
+
+
+@contextmanager
+def progress_bar(length: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where that is a terminal; yields the function that moves it on."""
+    if not length or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=True) as bar:
+        yield bar.update

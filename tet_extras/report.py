@@ -187,29 +187,3 @@ def report_json(report: Report) -> str:
         "data": [row._asdict() for row in report.rows],
     }
     return json.dumps(found, indent=2, ensure_ascii=False)
-
-
-class Estimate(NamedTuple):
-    """What a configuration costs: requests and bytes per hour, and memory for the candles."""
-
-    requests: int
-    bytes_from_binance: int
-    bytes_to_redis: int
-    candles_bytes: int
-
-
-def estimate_cost(
-    pairs: int, timeframes: Iterable[tuple[int, int]], interval_seconds: int, refetched: int
-) -> Estimate:
-    """The hourly cost in steady state at the base interval.
-
-    ``timeframes`` has the length of a candle in ms and the number kept, for each. Sizes are those of
-    typical replies: 70 bytes a row after gzip and 500 for the reply around them; a stored candle takes 145.
-    """
-    requests = to_redis = candles = 0
-    for step_ms, held in timeframes:
-        updates = pairs * max(3600 / interval_seconds, 3_600_000 / step_ms)
-        requests += round(updates)
-        to_redis += round(updates * held * 145)
-        candles += pairs * held * 155
-    return Estimate(requests, requests * (500 + 70 * (refetched + 1)), to_redis, candles)
