@@ -29,7 +29,7 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
     A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
 
 ``tet:system:pause``
-    Only while the exchange wants silence (a rate limit or a ban): until when, and why.
+    Only while rate limited or banned by the exchange: until when, and why.
 
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
@@ -37,9 +37,28 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 Each update is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
 ``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
 
-The module reads from top to bottom: constants, errors, configuration; the pure heart, which knows no
-network, no Redis and no clock (timeframes, candles, the series, the exchange's limits, the update
-policy); the two edges (Binance, Redis); the service that joins them; status; the command line.
+Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
+*Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
+*Ended*: a candle's time is over; *closed*: its values are known to be final; *lagging*: ended and not
+seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Touch*: to
+renew a value's expiry and timestamp where no candle changed. *Buffered*: kept in memory because Redis is
+unreachable; *flushed* when it answers. *Evicted*: dropped from memory, since Redis has it. *Weight*: what
+a request costs of the exchange's limit. *Gate*: what every request passes. *Pause*: rate limited or
+banned; *probe*: the one request that goes first after a pause. *Invalid*: a symbol unknown, halted or
+delisted. *Clock offset*: local time minus exchange time. *Heartbeat*: the main loop's, each second.
+
+The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
+
+* units, keys, errors, logging; options and configuration (config, readme)
+* the pure heart, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
+  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
+* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
+* what joins them: the fetcher (service, faults), the writer (store, writer), the service, which opens
+  with its theory of operation (service, program), the status (monitoring)
+* what people start: --status and --health-check (monitoring), the command line (program)
+
+What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
+and what every process needs. Nothing there decides which candle reaches Redis, or when.
 """
 
 from __future__ import annotations
@@ -47,7 +66,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
-import importlib
 import json
 import logging
 import logging.handlers
@@ -55,9 +73,7 @@ import math
 import os
 import random
 import re
-import stat
 import sys
-import textwrap
 import threading
 import time
 from array import array
@@ -70,7 +86,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache, partial
-from itertools import islice, zip_longest
+from itertools import islice
 from operator import le, lt, sub
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -80,6 +96,7 @@ import click
 
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
+from tet_extras.settings_file import Setting, SettingsFile, is_given, read_credential, read_settings_file
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
@@ -90,65 +107,17 @@ if TYPE_CHECKING:  # each costs time and memory, which those who do not need it 
 __version__ = "1.0.0"
 
 T = TypeVar("T")
+Texts = Mapping[str, str]
+Params = Mapping[str, object]
 
 # ------------------------------------------------------------------------------
-# Constants
+# Units, keys and exit codes
 # ------------------------------------------------------------------------------
 
 SECOND_MS = 1000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
-MEAN_MONTH_MS = 2_629_746 * SECOND_MS  # a twelfth of the mean Gregorian year
-
-DEFAULT_SYMBOLS = tuple(
-    f"{base}/USDT"
-    for base in (
-        "BTC ETH BNB XRP ADA SOL DOGE DOT UNI LINK AVAX MEME PUMP PEOPLE BOME ARB MATIC FTM SAND AXS "
-        "NEAR ALGO XLM LIT MKR"
-    ).split()
-)
-DEFAULT_CONFIG_FILES = ("config.txt", ".env")
-
-#: A candle is asked for again this long after its close, and after each answer that still lacks its
-#: successor: the exchange's REST servers may lag 2 to 10 s behind a close.
-AFTER_CLOSE_MS = 1 * SECOND_MS
-REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
-#: An answer from later than this after a close cannot be a lagging one any more.
-MAX_LAG_MS = 15 * SECOND_MS
-#: How far the exchange clock kept here may be off before a candle counts as one from the future.
-CLOCK_TOLERANCE_MS = 2 * SECOND_MS
-#: A clock skew worth a log line, and a jump of the local clock worth asking for the time again.
-MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
-
-#: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
-PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
-FAILURES_GROW_ABOVE = 0.20
-FAILURES_SHRINK_BELOW = 0.05
-
-RELEASE_SECONDS = 0.25
-ATTEMPTS = 3
-BACKOFF_FIRST_SECONDS = 0.5
-BACKOFF_MOST_SECONDS = 8.0
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 10.0
-SLOW_TIME_SECONDS = 1.0
-REPLY_SECONDS = 20.0
-MAX_REPLY_BYTES = 16 * 1024 * 1024
-WEIGHT_SHARE = 0.9  # of the exchange's limit, the rest is slack for what we cannot see coming
-MINUTE_END_SLACK_MS = 250  # our idea of the exchange's minute may be a little early
-
-
-SYMBOL_CHECK_MS = HOUR_MS
-STORE_SECONDS = 5.0
-MAX_STORE_BACKOFF_SECONDS = 30.0
-STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
-TICK_SECONDS = 1.0
-PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
-HEARTBEAT_SECONDS = 60.0  # the main loop beats every second, or twice a minute while it waits at the start
-WATCH_SECONDS = 2.0
-CANDLES_MOST = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
-
 
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
@@ -252,6 +221,8 @@ def start_logging(config: Config) -> None:
 # ------------------------------------------------------------------------------
 # Times and timeframes (pure)
 # ------------------------------------------------------------------------------
+
+MEAN_MONTH_MS = 2_629_746 * SECOND_MS  # a twelfth of the mean Gregorian year
 
 
 @lru_cache(maxsize=512)
@@ -370,6 +341,12 @@ TIMEFRAMES = {
 # Options and configuration
 # ------------------------------------------------------------------------------
 
+BASES = """BTC ETH BNB XRP ADA SOL DOGE DOT UNI LINK AVAX MEME PUMP
+    PEOPLE BOME ARB MATIC FTM SAND AXS NEAR ALGO XLM LIT MKR"""
+DEFAULT_SYMBOLS = tuple(f"{base}/USDT" for base in BASES.split())
+DEFAULT_CONFIG_FILES = ("config.txt", ".env")
+MAX_CANDLES = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
+
 
 class Parsed(NamedTuple):
     """A type of setting with a parser of ours: ``name`` for --help, and in words what is ``allowed``.
@@ -457,9 +434,6 @@ def _symbols(text: str) -> tuple[str, ...]:
     if wrong or not names:
         raise Refusal(f"not a pair: {', '.join(wrong)}" if wrong else "no pair")
     return tuple(dict.fromkeys(names))
-
-
-_PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
 
 
 def _key(text: str) -> str:
@@ -601,13 +575,6 @@ class Config:
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
 
 
-class Setting(NamedTuple):
-    """A value as it was given, and where."""
-
-    text: str
-    origin: str
-
-
 @dataclass(frozen=True)
 class Resolved:
     """The outcome of resolving the configuration: the settings, where each came from, and warnings."""
@@ -617,56 +584,7 @@ class Resolved:
     warnings: tuple[str, ...]
 
 
-def read_config_file(path: Path) -> tuple[dict[str, Setting], list[str], list[str]]:
-    """Read a dotenv file: its settings by name, its problems, and its warnings, one line each.
-
-    Values are taken as they stand, without substitution of ``${NAME}``: a password may hold a dollar.
-    Raises ConfigError when it cannot be read: what it would have said is then not missing.
-    """
-    from dotenv.parser import parse_stream
-
-    found: dict[str, Setting] = {}
-    problems: list[str] = []
-    warnings: list[str] = []
-    known = {option.name for option in OPTIONS}
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            bindings = list(parse_stream(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError([f"--config {path}: cannot be read: {reason}"]) from error
-    for binding in bindings:
-        text = binding.original.string
-        line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
-        origin = f"{path} line {line}"
-        if binding.error or (binding.key and binding.value is None):
-            problems.append(f"{origin}: not a setting; allowed: NAME=value, or a comment after #")
-        elif binding.key and binding.key not in known:
-            near = difflib.get_close_matches(binding.key.upper(), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            warnings.append(f"{origin}: unknown setting {binding.key}{hint}")
-        elif binding.key and binding.value is not None:
-            if binding.key in found:
-                warnings.append(f"{origin}: {binding.key} is set again; this line counts")
-            found[binding.key] = Setting(binding.value, origin)
-    secret = any(_is_given(found[o.name].text) for o in OPTIONS if o.secret and o.name in found)
-    if (secret or "@" in found.get("REDIS_ADDR", ("",))[0]) and _readable_by_others(path):
-        warnings.append(f"{path} holds a secret and others may read it; mend with: chmod 600 {path}")
-    return found, problems, warnings
-
-
-def _is_given(secret: str) -> bool:
-    """Whether a secret is one, not empty and no placeholder."""
-    return bool(secret.strip()) and not _PLACEHOLDER.fullmatch(secret.strip())
-
-
-def _readable_by_others(path: Path) -> bool:
-    return os.name == "posix" and bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
-
-
-def resolve_config(
-    flags: Mapping[str, str], environment: Mapping[str, str], config_file: Path | None
-) -> Resolved:
+def resolve_config(flags: Texts, environment: Texts, config_file: Path | None) -> Resolved:
     """Join flags, environment, config file and defaults, in this order of precedence, and check all.
 
     Secrets may also stand in files of ``CREDENTIALS_DIRECTORY``, right behind the environment.
@@ -674,11 +592,9 @@ def resolve_config(
     ``flags`` and ``environment`` map option names to text; an empty text counts as not given, and so
     does a placeholder where a secret belongs. Raises ConfigError naming every problem at once.
     """
-    from_file: dict[str, Setting] = {}
-    problems: list[str] = []
-    warnings: list[str] = []
+    from_file, problems, warnings = SettingsFile({}, [], [])
     if config_file is not None:
-        from_file, problems, warnings = read_config_file(config_file)
+        from_file, problems, warnings = _read_config_file(config_file)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
@@ -697,32 +613,29 @@ def resolve_config(
     return Resolved(config, origins, (*warnings, *_cautions(config, origins)))
 
 
-def _credential(option: Option, environment: Mapping[str, str]) -> str:
-    """A secret that systemd's LoadCredential or a container's secret put into a file of its own."""
-    folder = environment.get("CREDENTIALS_DIRECTORY")
-    if not folder or not option.secret:
-        return ""
-    with suppress(OSError, UnicodeDecodeError):
-        return (Path(folder) / option.name.lower()).read_text(encoding="utf-8")
-    return ""
+def _read_config_file(path: Path) -> SettingsFile:
+    """What the file says. When it cannot be read, what it would have said is not missing: ConfigError."""
+    secrets = [option.name for option in OPTIONS if option.secret]
+    try:
+        return read_settings_file(path, [option.name for option in OPTIONS], secrets)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError([f"--config {path}: cannot be read: {reason}"]) from error
 
 
 def _pick(
-    option: Option,
-    flags: Mapping[str, str],
-    environment: Mapping[str, str],
-    from_file: Mapping[str, Setting],
+    option: Option, flags: Texts, environment: Texts, from_file: Mapping[str, Setting]
 ) -> Setting | None:
     candidates = (
         Setting(flags.get(option.name) or "", f"flag {option.flag}"),
         Setting(environment.get(option.name) or "", "environment"),
-        Setting(_credential(option, environment), "CREDENTIALS_DIRECTORY"),
+        Setting(read_credential(option.name, environment) if option.secret else "", "CREDENTIALS_DIRECTORY"),
         from_file.get(option.name) or Setting("", ""),
         Setting(option.default or "", "default"),
     )
     for setting in candidates:
         text = setting.text.strip()
-        if _is_given(text) if option.secret else text:
+        if is_given(text) if option.secret else text:
             return Setting(text, setting.origin)
     return None
 
@@ -757,10 +670,10 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
     if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
         problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
     for timeframe in timeframes:
-        if values.get("data_days") and timeframe.candles_in_days(values["data_days"]) > CANDLES_MOST:
+        if values.get("data_days") and timeframe.candles_in_days(values["data_days"]) > MAX_CANDLES:
             problems.append(
                 f"DATA_DAYS ({origins['DATA_DAYS']}): found {values['data_days']} days of {timeframe.name}; "
-                f"allowed: at most {CANDLES_MOST} candles a pair"
+                f"allowed: at most {MAX_CANDLES} candles a pair"
             )
     return problems
 
@@ -803,16 +716,6 @@ def shown(name: str, config: Config) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "not set" if value is None else without_password(str(value))
-
-
-def config_table(resolved: Resolved) -> str:
-    """The effective configuration as a table of name, value and origin, 80 columns wide."""
-    lines = []
-    for option in OPTIONS:
-        value = shown(option.name, resolved.config).replace(",", ", ")
-        cells = ([option.name], textwrap.wrap(value, 30), textwrap.wrap(resolved.origins[option.name], 23))
-        lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
-    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------
@@ -963,6 +866,9 @@ def _check_opens(timeframe: Timeframe, opens_ms: Sequence[int]) -> None:
 # ------------------------------------------------------------------------------
 # The series (pure): the candles of one pair and timeframe, and the value they are stored as
 # ------------------------------------------------------------------------------
+
+#: A reply from later than this after a close cannot be a lagging one any more.
+MAX_LAG_MS = 15 * SECOND_MS
 
 
 @dataclass(frozen=True)
@@ -1205,6 +1111,12 @@ def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Ti
 # The exchange's limits (pure): how long a request has to wait
 # ------------------------------------------------------------------------------
 
+RELEASE_SECONDS = 0.25
+FIRST_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 8.0
+WEIGHT_SHARE = 0.9  # of the exchange's limit, the rest is slack for what we cannot see coming
+MINUTE_END_SLACK_MS = 250  # our idea of the exchange's minute may be a little early
+
 
 class TokenBucket:
     """Bounds requests per second: ``rate`` tokens a second, a burst of one second's worth.
@@ -1320,7 +1232,7 @@ def pause_seconds(status: int, retry_after: str | None, body: bytes, now_ms: int
 
 def backoff_seconds(attempt: int, luck: float) -> float:
     """The wait after a failed attempt (1, 2, ...): exponential with full jitter, ``luck`` in [0, 1)."""
-    return luck * min(BACKOFF_MOST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 10))
+    return luck * min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 10))
 
 
 def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
@@ -1336,10 +1248,14 @@ def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
 # Pairs, feeds and their schedule (pure)
 # ------------------------------------------------------------------------------
 
-#: A candle is asked for again this long after its close, and after each answer that still lacks its
-#: successor: the exchange's REST servers may lag 2 to 10 s behind a close.
+#: Feeds are due this long after a close, and again after each reply that still lacks the successor of
+#: the candle that has ended: the exchange's REST servers may lag 2 to 10 s behind a close.
 AFTER_CLOSE_MS = 1 * SECOND_MS
 REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
+#: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
+PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
+FAILURES_GROW_ABOVE = 0.20
+FAILURES_SHRINK_BELOW = 0.05
 
 
 class Pair(NamedTuple):
@@ -1590,10 +1506,6 @@ class Schedule:
         """The feeds that are due, the stalest first."""
         return sorted((feed for feed in feeds if feed.due.next_ms <= now_ms), key=lambda f: f.updated_ms)
 
-    def regular(self, feeds: Iterable[Feed], now_ms: int) -> list[Feed]:
-        """Of the feeds those that are due by their interval or a close, not only to be asked again."""
-        return [feed for feed in feeds if feed.due.regular_ms <= now_ms]
-
     def cycle_ended(self, failure_rate: float) -> None:
         """Learn from the share of updates that failed in a cycle."""
         self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
@@ -1619,6 +1531,12 @@ class Schedule:
 # ------------------------------------------------------------------------------
 # The exchange's clock, and the gate that every request passes
 # ------------------------------------------------------------------------------
+
+#: An offset of the local clock worth a log line, and a jump of it worth asking for the time again.
+MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
+#: How far the exchange clock kept here may be off before a candle counts as one from the future.
+CLOCK_TOLERANCE_MS = 2 * SECOND_MS
+PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 
 
 class Clock:
@@ -1796,6 +1714,14 @@ class RequestGate:
 # Binance (edge)
 # ------------------------------------------------------------------------------
 
+ATTEMPTS = 3
+CLOCK_SAMPLES = 3
+SLOW_SAMPLE_SECONDS = 1.0
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 10.0
+REPLY_SECONDS = 20.0
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+
 
 class Market(NamedTuple):
     """What differs between Binance's markets: paths, page size, weights (source: its REST documentation)."""
@@ -1929,9 +1855,9 @@ class Binance:
             return reply.received - reply.sent, server_ms, reply
 
         samples = []
-        for _ in range(ATTEMPTS):
+        for _ in range(CLOCK_SAMPLES):
             samples.append(self._get(f"{self.market.prefix}/time", {}, 1, parse))
-            if samples[-1][0] < SLOW_TIME_SECONDS:
+            if samples[-1][0] < SLOW_SAMPLE_SECONDS:
                 break
         _, server_ms, reply = min(samples)
         return self._clock.sync(server_ms, reply.sent, reply.received)
@@ -1977,12 +1903,7 @@ class Binance:
         return self._get(path, {}, 1, lambda reply: _parse_object(reply.body), signed=True)
 
     def _get(
-        self,
-        path: str,
-        params: Mapping[str, object],
-        weight: int,
-        parse: Callable[[Reply], T],
-        signed: bool = False,
+        self, path: str, params: Params, weight: int, parse: Callable[[Reply], T], signed: bool = False
     ) -> T:
         """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
         for attempt in range(1, self.attempts + 1):
@@ -1999,10 +1920,11 @@ class Binance:
                     self._clock.sleep(backoff_seconds(attempt, random.random()))
         raise AssertionError("unreachable")
 
-    def _ask(self, path: str, params: Mapping[str, object], weight: int, signed: bool) -> Reply:
+    def _ask(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
         """Send one request through the gate: a good reply, or the fitting error."""
         with self.gate.admit(weight):
-            reply = self._counted(*self._signed(path, params) if signed else (self._url(path, params), {}))
+            url = f"{self._config.binance_base_url}{path}?{urlencode(params)}".rstrip("?")
+            reply = self._counted(*self._signed(path, params) if signed else (url, {}))
             used = reply.headers.get("x-mbx-used-weight-1m", "")
             if re.fullmatch("[0-9]{1,9}", used):
                 self.gate.learn(int(used), self._clock.at(reply.sent))
@@ -2026,14 +1948,9 @@ class Binance:
             self.requests.add(status)
             self.on_request(self._clock.monotonic() - began)
 
-    def _url(self, path: str, params: Mapping[str, object]) -> str:
-        query = f"?{urlencode(params)}" if params else ""
-        return f"{self._config.binance_base_url}{path}{query}"
-
-    def _signed(self, path: str, params: Mapping[str, object]) -> tuple[str, dict[str, str]]:
+    def _signed(self, path: str, params: Params) -> tuple[str, dict[str, str]]:
         """The address and headers of a signed request (HMAC-SHA256 over the query, appended last)."""
-        config = self._config
-        base = config.binance_base_url
+        config, base = self._config, self._config.binance_base_url
         if base == "https://fapi.binance.com":  # account endpoints live with the spot market
             base = "https://api.binance.com"
         query = urlencode({**params, "recvWindow": 5000, "timestamp": self._clock.now_ms()})
@@ -2122,6 +2039,9 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
 # ------------------------------------------------------------------------------
 # Redis (edge)
 # ------------------------------------------------------------------------------
+
+STORE_SECONDS = 5.0
+MAX_STORE_BACKOFF_SECONDS = 30.0
 
 
 #: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
@@ -2645,41 +2565,38 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # Theory of operation
 #
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
-# them, update feeds; also what may take long at the start, such as waiting out a ban, is done by a worker,
-# so that the main thread can tick: each second it looks for a stop, tells the service manager that it
-# lives, flushes what is buffered and, every 15 s, writes the status. A thread of tet_extras.process waits
-# for signals. With HTTP_ADDR, threads of tet_extras.web read the status; with REDIS_ADDR=embedded, one of
-# tet_extras.embedded minds the server.
+# them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
+# tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered and, every 15 s,
+# writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
+# serve HTTP, which reads the status.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) are immutable and go anywhere. Other
 # state has one owner, or a lock:
 #
-#     Feed           its lock: candles and Redis' copy of them; a worker has it for one update, the main
-#                    thread to flush it or to note that Redis was emptied; `due` is the main thread's alone
-#     Watchlist, Schedule, Service, Writer
-#                    the main thread; workers read
+#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update; the
+#                    main thread flushes it, or notes that Redis was emptied. `due` is the main thread's alone
+#     Watchlist, Schedule, Service, Status, Writer
+#                    the main thread; others read
 #     RequestGate    its lock: the pause, the weight of this minute, the token bucket
-#     Tally, DayOfDelays, Store, Binance
-#                    each its own lock, held for a few lines and never while waiting for anything
+#     Binance, Store, Tally, DayOfDelays
+#                    a lock each, held for a few lines and never while waiting for anything
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
-#     Status         the main thread; HTTP threads read
 #
-# A lock of a Feed may be held while the Store's or a Tally's is taken, never the other way round.
+# A feed's lock may be held while one of those is taken, never the other way round.
 #
-# The life of a candle. It forms at the exchange. A second after it has ended its feed is due (Schedule); a
-# worker takes the feed, asks Redis for its candles if it has none in memory (Writer.restore), and asks the
-# exchange for a page (Fetcher.pages): through the gate (RequestGate.admit), over the socket
-# (Binance._send), cut into rows and checked, one bad row rejecting the reply (parse_klines). The rows are
-# laid over the series (absorb, Series.merge), which is spliced, not parsed. When the page reaches the
-# present, the series becomes the feed's (Feed.fetched), and is written with its timestamp in one
-# transaction (Writer.write, Store.save), or where no candle changed, touched. If Redis fails, the feed is
-# buffered, and flushed as soon as Redis answers. If the exchange fails, what Redis has stays as it is,
-# and the next cycle goes on from there.
+# The life of a candle. A second after it has ended its feed is due (Schedule.due). A worker takes the feed,
+# reads its candles back from Redis if it has none in memory (Writer.restore), and asks the exchange for a
+# page (Fetcher.pages), through the gate (RequestGate.admit), over a connection (Binance.klines). The reply
+# is cut into rows and checked, one bad row rejecting it all (parse_klines); the candles are laid over the
+# series (absorb). When the page reaches the present, the series becomes the feed's (Feed.fetched); it is
+# written with its timestamp in one transaction, or touched where no candle changed (Writer.write). If Redis
+# fails, the feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails,
+# what Redis has stays as it is, and the next cycle goes on from there.
 #
-# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* when, in
-# addition, its values are known to be final: a reply shows its successor, or repeats it unchanged long
-# after its end. Between the two it is *lagging*: asked for again after 1, 1, 2, 3 and 4 s. And candles that
-# were read back from Redis are *confirmed* once the exchange has repeated some of them.
+# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* when its
+# values are known to be final, too: a reply shows its successor, or repeats it unchanged long after its end.
+# In between it is *lagging*, and asked for again after 1, 1, 2, 3 and 4 s. What was read back from Redis is
+# *confirmed* once the exchange has repeated some of it.
 # ------------------------------------------------------------------------------
 
 SYMBOL_CHECK_MS = HOUR_MS
@@ -2771,7 +2688,7 @@ class Service:
             while not self._once:
                 self.idle()
                 self.cycle()
-            return self._verdict()
+            return EXIT_OK if self.status.report_once() else EXIT_FAILED
         except Stopped:
             return EXIT_FAILED if self._once else EXIT_OK
         finally:
@@ -2782,17 +2699,17 @@ class Service:
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
         self._until_it_works("redis", self._store.ping)
-        redis_address = without_password(self._config.redis_addr)
-        say(logging.INFO, "connected to redis", address=redis_address, db=self._config.redis_db)
+        config, address = self._config, without_password(self._config.redis_addr)
+        say(logging.INFO, "connected to redis", address=address, db=config.redis_db)
         self._until_it_works("redis", self.writer.restore_pause)
         self._until_it_works("binance", self._sync_clock)
-        offset_seconds = round(self.status.clock_offset_ms / SECOND_MS, 3)
-        url = self._config.binance_base_url
-        say(logging.INFO, "connected to binance", url=url, clock_offset_seconds=offset_seconds)
+        offset_ms = round(self.status.clock_offset_ms)
+        say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
         self._until_it_works("binance", self._check_symbols)
         self._in_worker(self._check_api_key)
         self._restore()
-        self.status.report_start()
+        pairs = len({feed.pair for feed in self.watchlist})
+        say(logging.INFO, "estimate", **estimate(pairs, config).facts())
 
     def _until_it_works(self, whom: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
@@ -2821,12 +2738,7 @@ class Service:
         future.result()
 
     def _sync_clock(self) -> None:
-        offset_ms, before_ms = self._binance.sync_clock(), self.status.clock_offset_ms
-        self.status.clock_offset_ms = offset_ms
-        if abs(offset_ms) > MAX_CLOCK_OFFSET_MS and abs(offset_ms - before_ms) > MAX_CLOCK_OFFSET_MS:
-            word = "ahead of" if offset_ms > 0 else "behind"
-            event = f"local clock is {word} Binance's; using exchange time"
-            say(logging.WARNING, event, offset_seconds=round(offset_ms / SECOND_MS, 1))
+        self.status.clock_synced(self._binance.sync_clock())
 
     def _check_symbols(self) -> None:
         """Ask which symbols trade, and adjust the watchlist."""
@@ -2849,9 +2761,8 @@ class Service:
             except StoreError as error:
                 feed.error = error  # logged by the cycle, which tries again
         restored = sum(1 for feed in self.watchlist if feed.series)
-        seconds = round(self._clock.monotonic() - started, 2)
-        to_backfill = len(self.watchlist) - restored
-        say(logging.INFO, "restored from redis", restored=restored, to_backfill=to_backfill, seconds=seconds)
+        facts = {"restored": restored, "to_backfill": len(self.watchlist) - restored}
+        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
 
     # Cycles
 
@@ -2859,16 +2770,15 @@ class Service:
         """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
         started, started_ms = self._clock.monotonic(), self._clock.now_ms()
         requests = self._binance.requests.total()
+        self.status.state, config = "running", self._config
         due = self.schedule.due(self.watchlist, started_ms)
-        self.status.state = "running"
         writable = self.writer.writable(due)
-        config = self._config
         quiet = config.log_file or config.log_format != "text" or config.log_level == "debug"
         with process.progress_bar(len(writable) if first and not quiet else 0, "Filling") as step:
             self._work_through(writable, step)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
-        regular = self.schedule.regular(due, started_ms)
+        regular = [feed for feed in due if feed.due.regular_ms <= started_ms]
         if regular:
             failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
             self.schedule.cycle_ended(failure_rate)
@@ -2880,7 +2790,7 @@ class Service:
             self.write_status()
 
     def catch_up(self) -> None:
-        """Ask again, as often as planned, for candles that lag behind their close."""
+        """Ask again, as often as planned, for candles that are lagging."""
         while any(feed.due.next_ms < feed.due.regular_ms for feed in self.watchlist):
             self.idle()
             self.cycle()
@@ -2893,8 +2803,7 @@ class Service:
         waiting = deque(feeds)
         most = min(self._config.concurrent_requests, self._config.batch_size)
         while True:
-            rate, latency_seconds = self._config.api_requests_per_sec, self._binance.latency_seconds
-            needed = workers_needed(rate, latency_seconds, most)
+            needed = workers_needed(self._config.api_requests_per_sec, self._binance.latency_seconds, most)
             missing = min(needed - len(self._running), len(waiting))
             self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
             if not self._running:
@@ -2936,7 +2845,8 @@ class Service:
 
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
-        while (left_ms := self._next_due_ms() - self._clock.now_ms()) > 0:
+        next_ms = min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
+        while (left_ms := next_ms - self._clock.now_ms()) > 0:
             self.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
             if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
                 self._sync_again_seconds = self._clock.monotonic() + 60
@@ -2944,9 +2854,6 @@ class Service:
         if self._clock.now_ms() >= self._symbols_due_ms:
             self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
             self._try("symbols", self._check_symbols)
-
-    def _next_due_ms(self) -> int:
-        return min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
 
     def _try(self, what: str, act: Callable[[], None]) -> None:
         """Let a worker do what may fail without harm, since it is done again."""
@@ -2976,17 +2883,6 @@ class Service:
     def write_status(self) -> None:
         """Write the status now."""
         self.writer.write_status(self.status.fields(), self.watchlist)
-
-    # End
-
-    def _verdict(self) -> int:
-        """The exit code of a single cycle; names what failed."""
-        failed = [feed.name for feed in self.watchlist if feed.error]
-        if not self.watchlist:
-            say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self.watchlist.invalid))
-        elif failed:
-            say(logging.ERROR, "not all updated", failed=", ".join(failed))
-        return EXIT_FAILED if failed or not self.watchlist else EXIT_OK
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
@@ -3052,6 +2948,14 @@ class Status:
 
     # What happened
 
+    def clock_synced(self, offset_ms: float) -> None:
+        """Note by how much the local clock is ahead of the exchange's, with a warning when that is news."""
+        before_ms, self.clock_offset_ms = self.clock_offset_ms, offset_ms
+        if abs(offset_ms) > MAX_CLOCK_OFFSET_MS and abs(offset_ms - before_ms) > MAX_CLOCK_OFFSET_MS:
+            word = "ahead of" if offset_ms > 0 else "behind"
+            event = f"local clock is {word} Binance's; using exchange time"
+            say(logging.WARNING, event, offset_seconds=round(offset_ms / SECOND_MS, 1))
+
     def candle_closed(self, delay_seconds: float) -> None:
         """Count a candle that closed while the service was there to see it."""
         self.candles.add("closed")
@@ -3082,18 +2986,6 @@ class Status:
 
     # The log
 
-    def report_start(self) -> None:
-        """Log what the configuration will cost."""
-        cost = estimate(len({feed.pair for feed in self._watchlist}), self._config)
-        say(
-            logging.INFO,
-            "estimate",
-            requests_per_hour=cost.requests,
-            from_binance_mb_per_hour=round(cost.bytes_from_binance / 1e6, 1),
-            to_redis_mb_per_hour=round(cost.bytes_to_redis / 1e6),
-            candles_mb=round(cost.candles_bytes / 1e6, 1),
-        )
-
     def report(self, due: Sequence[Feed], regular: Sequence[Feed], requests: int, *, planned: bool) -> None:
         """Log a line for a cycle, one for each reason of failure, and what is out of bounds."""
         self._report_failures(due)
@@ -3113,6 +3005,15 @@ class Status:
         )
         for warning in self._warnings:
             say(logging.WARNING, warning)
+
+    def report_once(self) -> bool:
+        """Log what failed with ``--once``; returns whether all went well."""
+        failed = [feed.name for feed in self._watchlist if feed.error]
+        if not self._watchlist:
+            say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self._watchlist.invalid))
+        elif failed:
+            say(logging.ERROR, "not all updated", failed=", ".join(failed))
+        return bool(self._watchlist) and not failed
 
     @staticmethod
     def _report_failures(feeds: Iterable[Feed]) -> None:
@@ -3239,25 +3140,14 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
     if not config.http_addr:
         yield
         return
-    from tet_extras.web import WebServer
+    from tet_extras import web
 
     ages = status.ages if config.metrics_per_symbol else None
-    server = WebServer(config.http_addr, status.fields, status.health, ages)
-    try:
-        port = server.start()
-    except OSError as error:
-        where = addresses.host_and_port(*config.http_addr)
-        raise TetError(f"cannot bind HTTP_ADDR {where}: {error.strerror}") from error
-    status.observe = server.observe
-    say(
-        logging.INFO,
-        "serving /health and /metrics",
-        address=addresses.host_and_port(config.http_addr[0], port),
-    )
-    try:
+    with web.serving(config.http_addr, status.fields, status.health, ages, TetError) as server:
+        status.observe = server.observe
+        address = addresses.host_and_port(config.http_addr[0], server.port)
+        say(logging.INFO, "serving /health and /metrics", address=address)
         yield
-    finally:
-        server.stop()
 
 
 # ------------------------------------------------------------------------------
@@ -3368,25 +3258,18 @@ def check_api_key(binance: Binance) -> Check:
 
 def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *, as_json: bool) -> int:
     """``--health-check``: print a line for each check as it is done; 0 when all is well, else 1."""
+    from tet_extras.report import show_checks
+
     binance.attempts = 1
-    checks = []
-    for check in check_health(config, clock, binance, store):
-        checks.append(check)
-        if not as_json:
-            wrapped = textwrap.wrap(check.found, 66)
-            click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<8} {wrapped[0]}")
-            for line in wrapped[1:]:
-                click.echo(f"{'':<13} {line}")
-    healthy = all(check.ok for check in checks)
-    if as_json:
-        told = {"healthy": healthy, "checks": [check._asdict() for check in checks]}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
-    return EXIT_OK if healthy else EXIT_FAILED
+    checks = check_health(config, clock, binance, store)
+    return EXIT_OK if show_checks(checks, as_json=as_json) else EXIT_FAILED
 
 
 # ------------------------------------------------------------------------------
 # The command line
 # ------------------------------------------------------------------------------
+
+WATCH_SECONDS = 2.0
 
 
 def find_config_file(given: str | None) -> Path | None:
@@ -3455,12 +3338,7 @@ def _show_demo(config: Config, store: Store, clock: Clock, once: bool) -> None:
         click.echo(DEMO_AFTER.format(port=port, program=program))
 
 
-def serve(
-    config: Config,
-    *,
-    once: bool,
-    on_filled: Callable[[Config, Store, Clock, bool], None] = lambda *facts: None,
-) -> int:
+def serve(config: Config, *, once: bool, on_filled: Callable[..., None] = lambda *facts: None) -> int:
     """Run the service with these settings; returns the exit code."""
     clock = Clock()
 
@@ -3501,15 +3379,6 @@ def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
             show_status(config, store, as_json=as_json)
             time.sleep(WATCH_SECONDS)
     return show_status(config, store, as_json=as_json)
-
-
-def version_text() -> str:
-    """The version, and where the build noted them, the commit and the day."""
-    try:
-        build = importlib.import_module("tet_build_info")  # the build script writes it
-    except ImportError:
-        return __version__
-    return f"{__version__} ({build.COMMIT}, built {build.BUILT})"
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -3562,7 +3431,7 @@ class GroupedCommand(click.Command):
 @click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
 @click.option("--json", "as_json", is_flag=True, help="With --status or --health-check: as JSON.")
 @click.option("--watch", is_flag=True, help="With --status: again and again, until Ctrl-C.")
-@click.version_option(version_text(), message="tet-data-service %(version)s")
+@click.version_option(process.version_text(__version__), message="tet-data-service %(version)s")
 def main(
     config_file: str | None,
     as_demo: bool,
@@ -3600,7 +3469,10 @@ def main(
         click.echo("Nothing was started. --help lists the settings.", err=True)
         sys.exit(EXIT_USAGE)
     if check_config:
-        click.echo(config_table(resolved))
+        from tet_extras.report import config_table
+
+        rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
+        click.echo(config_table(rows))
         for warning in resolved.warnings:
             click.echo(f"warning: {warning}", err=True)
         sys.exit(EXIT_OK)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rig import run_program
 
 import tet_data_service as tet
+from tet_extras.report import config_table
 
 PUBLIC = {"PUBLIC_DATA": "true"}
 KEYS = {"BINANCE_API_KEY": "key-0f1e2d", "BINANCE_SECRET_KEY": "secret-9a8b7c"}
@@ -132,6 +133,12 @@ WRONG = {
 ANYTHING = {"REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}
 
 
+def table_of(resolved):
+    """What --check-config shows."""
+    names = [option.name for option in tet.OPTIONS]
+    return config_table((name, tet.shown(name, resolved.config), resolved.origins[name]) for name in names)
+
+
 def resolve(flags=(), file=None, **environment):
     """Resolve from flags, the environment and the text of a config.txt that only its owner may read."""
     return tet.resolve_config(dict(flags), environment, file and written(file))
@@ -160,7 +167,7 @@ def written(text, mode=0o600):
 def everything_told(resolved):
     """All that is ever put before people of a configuration."""
     lines = [tet.shown(name, resolved.config) for name in OPTIONS]
-    return "\n".join([*lines, *resolved.warnings, tet.config_table(resolved)])
+    return "\n".join([*lines, *resolved.warnings, table_of(resolved)])
 
 
 # Precedence
@@ -754,7 +761,7 @@ def test_which_file_is_read(present, given, expected):
 def test_the_table_has_a_row_for_each_setting_within_80_columns():
     """Each setting has its row, in order, with value and origin; long lists are wrapped."""
     resolved = public({"REDIS_DB": "3"}, "\nSYMBOLS=" + ",".join(tet.DEFAULT_SYMBOLS[:9]), DATA_DAYS="7")
-    lines = tet.config_table(resolved).splitlines()
+    lines = table_of(resolved).splitlines()
     assert [line.split()[0] for line in lines if line[0] != " "] == [*OPTIONS]
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line.split()[1:] for line in lines}
@@ -812,7 +819,7 @@ def test_check_config_shows_the_settings_in_force():
     """--check-config ends with 0 and prints the table, and nothing is started."""
     result = run("--public", "--redis-db=3", "--check-config")
     assert result.exit_code == 0
-    assert result.output == tet.config_table(resolve({"PUBLIC_DATA": "true", "REDIS_DB": "3"})) + "\n"
+    assert result.output == table_of(resolve({"PUBLIC_DATA": "true", "REDIS_DB": "3"})) + "\n"
 
 
 def test_check_config_prints_warnings():

@@ -18,6 +18,7 @@ import pytest
 from rig import PROGRAM, clean_environment, eventually, run_program, started, unused_port
 
 import tet_data_service as tet
+from tet_extras.settings_file import PLACEHOLDER
 
 ROOT = PROGRAM.parent
 README = (ROOT / "README.md").read_text()
@@ -50,7 +51,7 @@ def test_the_example_file_shows_each_default(option):
     """config.example has each setting once: keys as placeholders, others commented out at their default."""
     (line,) = re.findall(rf"^#?{option.name}=.*$", EXAMPLE, re.MULTILINE)
     if option.name.endswith("_KEY"):
-        assert tet._PLACEHOLDER.fullmatch(line.partition("=")[2])
+        assert PLACEHOLDER.fullmatch(line.partition("=")[2])
     else:
         assert line == f"#{option.name}={option.default or ''}"
 

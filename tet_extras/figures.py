@@ -85,6 +85,15 @@ class Estimate(NamedTuple):
     bytes_to_redis: int
     candles_bytes: int
 
+    def facts(self) -> dict[str, float]:
+        """The same for a log line, with units in the names."""
+        return {
+            "requests_per_hour": self.requests,
+            "from_binance_mb_per_hour": round(self.bytes_from_binance / 1e6, 1),
+            "to_redis_mb_per_hour": round(self.bytes_to_redis / 1e6),
+            "candles_mb": round(self.candles_bytes / 1e6, 1),
+        }
+
 
 def estimate(
     pairs: int, timeframes: Iterable[tuple[int, int]], interval_seconds: int, refetched: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import queue
@@ -109,3 +110,12 @@ def progress_bar(length: int, label: str) -> Iterator[Callable[[int], None]]:
         return
     with click.progressbar(length=length, label=label, file=sys.stderr, show_pos=True) as bar:
         yield bar.update
+
+
+def version_text(version: str) -> str:
+    """The version, and where the build noted them, the commit and the day."""
+    try:
+        build = importlib.import_module("tet_build_info")  # the build script writes it
+    except ImportError:
+        return version
+    return f"{version} ({build.COMMIT}, built {build.BUILT})"

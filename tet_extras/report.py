@@ -1,4 +1,4 @@
-"""What --status finds in Redis, judged and shown: as text of 80 columns, or as JSON. Values in, text out."""
+"""What --status, --health-check and --check-config show: text of 80 columns, or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any, NamedTuple
+
+import click
 
 MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
 
@@ -187,3 +190,29 @@ def report_json(report: Report) -> str:
         "data": [row._asdict() for row in report.rows],
     }
     return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def show_checks(checks: Iterable[Any], *, as_json: bool) -> bool:
+    """Print a line for each check (name, ok, found) as it is done, or all as JSON; whether all are well."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if not as_json:
+            wrapped = textwrap.wrap(check.found, 66)
+            click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<8} {wrapped[0]}")
+            for line in wrapped[1:]:
+                click.echo(f"{'':<13} {line}")
+    healthy = all(check.ok for check in done)
+    if as_json:
+        found = {"healthy": healthy, "checks": [check._asdict() for check in done]}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    return healthy
+
+
+def config_table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Settings as a table of name, value and origin, 80 columns wide."""
+    lines = []
+    for name, value, origin in rows:
+        cells = ([name], textwrap.wrap(value.replace(",", ", "), 30), textwrap.wrap(origin, 23))
+        lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
+    return "\n".join(lines)

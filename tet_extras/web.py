@@ -11,6 +11,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -18,6 +19,8 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from .addresses import host_and_port
 
 CLIENT_SECONDS = 5.0
 MAX_CLIENTS = 16
@@ -114,6 +117,7 @@ class WebServer:
         self._status = status
         self._health = health
         self._ages = ages
+        self.port = 0
         self._server: WSGIServer | None = None
         registry = prometheus.CollectorRegistry()
         registry.register(self)
@@ -124,12 +128,12 @@ class WebServer:
         }
         self._metrics = prometheus.make_wsgi_app(registry)
 
-    def start(self) -> int:
-        """Listen, on a thread of its own; returns the port. Raises OSError when it cannot bind."""
+    def start(self) -> None:
+        """Listen, on a thread of its own. Raises OSError when it cannot bind."""
         self._server = _bounded_server(self._address, self._status()["version"])
         self._server.set_app(self._answer)
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
-        return self._server.server_port
+        self.port = self._server.server_port
 
     def stop(self) -> None:
         """Listen no more."""
@@ -186,6 +190,26 @@ class WebServer:
         if path not in good:
             return "404 Not Found", "text/plain", "/health, /metrics\n"
         return "200 OK" if good[path] else "503 Service Unavailable", "application/json", json.dumps(health)
+
+
+@contextmanager
+def serving(
+    address: tuple[str, int],
+    status: Callable[[], Status],
+    health: Callable[[], Mapping[str, Any]],
+    ages: Callable[[], Iterable[tuple[str, str, float]]] | None,
+    failed: type[Exception],
+) -> Iterator[WebServer]:
+    """Serve for as long as the block lasts. Raises ``failed`` when the address cannot be bound."""
+    server = WebServer(address, status, health, ages)
+    try:
+        server.start()
+    except OSError as error:
+        raise failed(f"cannot bind HTTP_ADDR {host_and_port(*address)}: {error.strerror}") from error
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def _bounded_server(address: tuple[str, int], version: str) -> WSGIServer:

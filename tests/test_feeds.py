@@ -1,0 +1,239 @@
+"""Feeds and their states, the schedule, and the watchlist: pure."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rig import NOON_MS, settings
+
+import tet_data_service as tet
+
+TF = tet.TIMEFRAMES["15m"]
+STEP = TF.step_ms
+START = TF.floor(NOON_MS)
+
+
+def series_of(volume="1", count=3):
+    """A series of so many candles of that volume."""
+    opens = [START + n * STEP for n in range(count)]
+    ohlcv = [["1"] * count] * 4 + [[volume] * count]
+    return tet.Series(TF).merge(tet.make_candles(opens, map(tet.iso_time, opens), ohlcv), False, 100)
+
+
+def page_of(volume="1", complete=True, **given):
+    """A page that a fetch has come to."""
+    facts = {"candles": 3, "exhausted_ms": 0, "lagging": False} | given
+    return tet.Page(series_of(volume), complete=complete, **facts)
+
+
+def new_feed(pair=("BTC", "USDT"), **given):
+    """A feed as the watchlist makes it."""
+    return tet.Feed(tet.Pair(*pair), TF, **given)
+
+
+@pytest.fixture
+def feed():
+    """A feed whose candles are in memory and in Redis."""
+    feed = new_feed()
+    feed.restored(None)
+    feed.fetched(page_of(), NOON_MS, False)
+    feed.written(500, 1.0)
+    return feed
+
+
+# States
+
+
+def test_what_redis_has_is_restored_and_not_confirmed():
+    """Its candles and times are taken over; the exchange has still to repeat them."""
+    feed = new_feed()
+    feed.restored(tet.Stored(series_of(), 1_000))
+    assert (feed.known, feed.copy) == (tet.Known.RESTORED, tet.Copy.OUTDATED)
+    assert (feed.fetched_ms, feed.updated_ms) == (1_000, 1_000)
+    assert feed.stored_end_ms == START + 2 * STEP
+
+
+def test_where_redis_has_nothing_a_backfill_is_due():
+    """The feed knows that it has asked."""
+    feed = new_feed()
+    feed.restored(None)
+    assert (feed.known, feed.series) == (tet.Known.NOTHING, None)
+
+
+def test_a_page_of_many_is_kept_aside():
+    """Only the complete series may be stored; the next fetch goes on from the partial one."""
+    feed = new_feed()
+    feed.restored(None)
+    feed.fetched(page_of(complete=False, exhausted_ms=7), NOON_MS, False)
+    assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.CONFIRMED, None, 7)
+    assert feed.partial
+    assert feed.fetched_ms == 0
+    feed.fetched(page_of(lagging=True), NOON_MS, False)
+    assert feed.partial is None
+    assert (len(feed.series), feed.lagging, feed.fetched_ms) == (3, True, NOON_MS)
+
+
+@pytest.mark.parametrize(("volume", "copy"), [("1", tet.Copy.CURRENT), ("2", tet.Copy.OUTDATED)])
+def test_only_a_changed_candle_makes_the_copy_outdated(feed, volume, copy):
+    """What is the same need only be touched."""
+    feed.fetched(page_of(volume), NOON_MS, False)
+    assert feed.copy is copy
+
+
+def test_a_change_that_is_not_stored_changes_nothing(feed):
+    """With CLOSED_ONLY the forming candle does not count."""
+    same_but_last = series_of().merge(
+        tet.make_candles([START + 2 * STEP], [tet.iso_time(START + 2 * STEP)], [["1"]] * 4 + [["9"]]),
+        False,
+        100,
+    )
+    feed.fetched(tet.Page(same_but_last, 1, 0, True, False), NOON_MS, True)
+    assert feed.copy is tet.Copy.CURRENT
+
+
+def test_what_was_written_is_current(feed):
+    """Readers know its end, and its age counts from the fetch."""
+    assert (feed.copy, feed.stored_bytes, feed.completeness) == (tet.Copy.CURRENT, 500, 1.0)
+    assert (feed.updated_ms, feed.stored_end_ms) == (NOON_MS, START + 2 * STEP)
+
+
+def test_what_was_not_written_is_buffered_until_it_is(feed):
+    """Whatever is fetched meanwhile."""
+    feed.not_written()
+    feed.fetched(page_of(), NOON_MS, False)
+    assert feed.copy is tet.Copy.BUFFERED
+    feed.written(500, 1.0)
+    assert feed.copy is tet.Copy.CURRENT
+
+
+def test_without_candles_there_is_nothing_to_buffer():
+    """A feed that was never fetched is not flushed."""
+    feed = new_feed()
+    feed.not_written()
+    assert feed.copy is tet.Copy.OUTDATED
+
+
+def test_what_was_evicted_is_read_back(feed):
+    """The next update asks Redis."""
+    feed.evicted()
+    assert (feed.known, feed.series, feed.copy) == (tet.Known.UNREAD, None, tet.Copy.OUTDATED)
+
+
+def test_an_error_is_told_by_its_text(feed):
+    """And is gone after a good update."""
+    feed.ended(tet.StoreError("Redis is full"), 5)
+    assert (feed.failure, feed.tried_ms) == ("Redis is full", 5)
+    feed.ended(None, 6)
+    assert (feed.failure, feed.tried_ms) == ("", 6)
+
+
+EVENTS = st.lists(
+    st.sampled_from(["page", "same", "changed", "written", "not written", "evicted", "restored", "none"])
+)
+
+
+@given(EVENTS)
+def test_no_history_leads_to_a_state_that_cannot_be(events):
+    """The states fit each other after whatever may happen to a feed, in whatever order."""
+    feed = new_feed()
+    for event in events:
+        before = feed.series
+        match event:
+            case "page":
+                feed.fetched(page_of("3", complete=False), NOON_MS, False)
+                assert feed.series is before
+            case "same" | "changed":
+                feed.fetched(page_of("1" if event == "same" else "2"), NOON_MS, False)
+                assert feed.partial is None
+            case "written" if feed.series:
+                feed.written(500, 1.0)
+            case "not written":
+                feed.not_written()
+            case "evicted" if feed.copy is not tet.Copy.BUFFERED:
+                feed.evicted()
+            case "restored" | "none" if feed.known is tet.Known.UNREAD:
+                feed.restored(tet.Stored(series_of(), 1) if event == "restored" else None)
+        assert feed.series is None or feed.known is not tet.Known.UNREAD
+        assert feed.series or feed.copy is tet.Copy.OUTDATED
+        assert feed.copy is not tet.Copy.CURRENT or feed.stored_bytes > 0
+
+
+# The schedule
+
+
+@pytest.fixture
+def schedule():
+    """A schedule of the default settings."""
+    return tet.Schedule(tet.IntervalPolicy.of(settings()))
+
+
+def test_the_stalest_feed_comes_first(schedule):
+    """Of those that are due; the others are left out."""
+    feeds = [new_feed(updated_ms=updated_ms) for updated_ms in (30, 10, 20)]
+    later = new_feed(due=tet.Due(NOON_MS + 1, NOON_MS + 1))
+    assert schedule.due([*feeds, later], NOON_MS) == [feeds[1], feeds[2], feeds[0]]
+
+
+def test_a_lagging_candle_is_asked_for_again_soon_and_not_for_ever(schedule):
+    """After 1, 1, 2, 3 and 4 s; then with the next cycle."""
+    feed, now_ms = new_feed(lagging=True), START + 1_000
+    schedule.plan([feed], [feed], now_ms, now_ms)
+    waits = [feed.due.next_ms - now_ms]
+    for _ in range(5):
+        now_ms = feed.due.next_ms
+        schedule.plan([feed], [], now_ms, now_ms)
+        waits.append(feed.due.next_ms - now_ms)
+    assert waits[:5] == [1_000, 1_000, 2_000, 3_000, 4_000]
+    assert feed.due.next_ms == feed.due.regular_ms > now_ms + 60_000
+
+
+def test_a_failed_feed_is_not_asked_again_early(schedule):
+    """It waits for the cycle, which keeps the exchange's trouble small."""
+    feed = new_feed(lagging=True, error=tet.TransientError("no answer"))
+    schedule.plan([feed], [feed], START, START)
+    assert feed.due.next_ms == feed.due.regular_ms
+
+
+def test_failures_make_the_interval_longer(schedule):
+    """And successes shorten it again, as the status tells."""
+    feed = new_feed()
+    schedule.plan([], [feed], NOON_MS, NOON_MS)
+    before = schedule.interval_seconds
+    schedule.cycle_ended(1.0)
+    schedule.plan([], [feed], NOON_MS, NOON_MS)
+    assert schedule.interval_seconds > before
+    assert "after failures" in schedule.interval_reason
+
+
+# The watchlist
+
+
+def listings(*names, status="TRADING"):
+    """What exchangeInfo says of these."""
+    return {f"{base}USDT": tet.Listing(f"{base}USDT", status, base, "USDT") for base in names}
+
+
+def test_a_feed_that_stays_keeps_its_candles():
+    """Only what stopped trading goes, with the reason; what returns is new."""
+    watchlist = tet.Watchlist(settings(SYMBOLS="BTC/USDT,ETH/USDT"))
+    watchlist.update(listings("BTC", "ETH"))
+    btc = next(iter(watchlist))
+    watchlist.update(listings("BTC") | listings("ETH", status="BREAK"))
+    assert list(watchlist) == [btc]
+    assert watchlist.invalid == {"ETH/USDT": "not trading (BREAK)"}
+    watchlist.update(listings("BTC", "ETH"))
+    assert len(watchlist) == 2
+    assert watchlist.invalid == {}
+
+
+def test_a_symbol_called_unknown_is_dropped_in_all_timeframes():
+    """Other failures are not: they may pass."""
+    watchlist = tet.Watchlist(settings(SYMBOLS="BTC/USDT,ETH/USDT", TIMEFRAME="15m,1h"))
+    watchlist.update(listings("BTC", "ETH"))
+    btc, eth = list(watchlist)[:2]
+    btc.ended(tet.SymbolError("unknown to Binance"), 1)
+    eth.ended(tet.TransientError("no answer"), 1)
+    watchlist.drop_unknown()
+    assert {feed.pair.name for feed in watchlist} == {"ETH/USDT"}
+    assert watchlist.invalid == {"BTC/USDT": "unknown to Binance"}

@@ -1,0 +1,112 @@
+"""The writer and the fetcher between a Redis and an exchange that fail in turns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import suppress
+
+import pytest
+import redis
+from rig import HOUR, Rig, Running, eventually, expected_candles, started, stored, unused_port
+from test_service import another_market
+from test_store import KEY, is_true, own_server, url_of
+
+import tet_data_service as tet
+from tet_extras.simulated_binance import SimulatedBinance
+
+
+def test_a_wrong_password_is_no_silent_redis(exchange, tmp_path):
+    """The program's log says that the login is refused and what to check, not that nothing answers."""
+    with own_server(tmp_path) as (server, client):
+        client.config_set("requirepass", "right-pw-456")
+        arguments = (
+            "--public",
+            "--symbols=BTC/USDT",
+            f"--base-url={exchange.url}",
+            f"--redis={url_of(server)}",
+        )
+        with Running(tmp_path, *arguments, REDIS_PASSWORD="wrong-pw-123") as running:
+            eventually(lambda: running.says("waiting for redis"))
+            log = running.log.read_text()
+    assert "refuses the login" in log
+    assert "check REDIS_USERNAME and REDIS_PASSWORD" in log
+    assert "does not answer" not in log
+    assert "pw-" not in log
+
+
+def test_a_write_during_a_look_at_the_keys_does_not_fail(exchange, redis_url, reader):
+    """While the main thread asks Redis about the keys, a worker writes a feed that was looked at before."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        real, asking, go_on = rig.store.other_types, threading.Event(), threading.Event()
+
+        def slowly(keys):
+            asking.set()
+            go_on.wait(10)
+            return real(keys)
+
+        rig.store.other_types = slowly
+        looking = threading.Thread(target=lambda: rig.service.writer.writable(rig.feeds))
+        looking.start()
+        assert asking.wait(10)
+        exchange.clock.advance(HOUR)
+        rig.binance.sync_clock()
+        rig.service.update(rig.feeds[0])
+        assert rig.feeds[0].failure == ""
+        go_on.set()
+        looking.join()
+    assert stored(reader)["last_candle_time"] == "2026-01-15T13:00:00Z"
+
+
+def test_a_flush_replaces_an_older_value_of_the_same_length(exchange, redis_url, reader):
+    """Redis that comes back with an old state gets the new one whole: a length proves nothing then."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        truth = reader.get(KEY)
+        rig.feeds[0].not_written()
+        reader.set(KEY, truth.replace('\\"volume\\":\\"', '\\"volume\\":\\"', 1).replace("2026", "2025", 1))
+        assert reader.strlen(KEY) == len(truth)
+        rig.service.tick()
+        assert rig.feeds[0].copy is tet.Copy.CURRENT
+        assert is_true(exchange, stored(reader))
+
+
+def test_a_fetch_that_breaks_off_trusts_redis_no_more_than_before(exchange, redis_url, reader, caplog):
+    """Candles of another market, contradicted by a first reply, do not get in when the rest fails."""
+    with SimulatedBinance(market=another_market(), clock=exchange.clock) as other:
+        with started(other, redis_url) as rig:
+            rig.refresh()
+    with started(exchange, redis_url) as rig:
+        asked = len(exchange.asked())
+        exchange.faults.add("redirect", times=9, match=lambda params: len(exchange.asked()) > asked + 1)
+        rig.refresh()
+        assert rig.feeds[0].failure
+        exchange.faults.clear()
+        rig.refresh()
+        assert rig.feeds[0].failure == ""
+    value = stored(reader)
+    first_ms = tet.parse_iso_time(value["data_start"])
+    assert value["candles"] == expected_candles(exchange, "BTCUSDT", "15m", first_ms)
+    assert caplog.messages.count("stored candles are of another market, backfilling") == 2
+
+
+def test_deferred_writes_name_what_they_are(exchange, tmp_path, caplog):
+    """An operator who asks for the debug log finds what waits for Redis."""
+    caplog.set_level(logging.DEBUG, tet.LOGGER)
+    with own_server(tmp_path) as (server, _), started(exchange, url_of(server)) as rig:
+        rig.refresh()
+        with redis.Redis(port=server.port) as client, suppress(redis.RedisError):
+            client.shutdown(nosave=True)
+        rig.service.write_status()
+    deferred = [record.facts["what"] for record in caplog.records if "deferred" in record.message]
+    assert "status" in deferred
+
+
+def test_an_unreachable_redis_is_in_the_log_in_the_words_of_operators(exchange, caplog):
+    """``grep unreachable`` finds it, once."""
+    with Rig(exchange, f"redis://127.0.0.1:{unused_port()}") as rig:
+        for _ in range(2):
+            with pytest.raises(tet.StoreError, match="is Redis running there"):
+                rig.store.ping()
+    assert caplog.messages.count("redis unreachable, buffering updates in memory") == 1
