@@ -33,7 +33,7 @@ def figures(rig: Rig) -> tuple[int, float, int, int, int, int]:
     Memory, threads and files are those of the service and the exchange together: one process.
     """
     files = len(list(Path(f"/proc/{os.getpid()}/fd").iterdir()))
-    status = rig.service._status("running")
+    status = rig.service.status.fields()
     return (
         int(str(status["cycles"])),
         resident_mb() or 0.0,

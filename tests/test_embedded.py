@@ -97,6 +97,41 @@ def test_a_start_right_after_a_kill_waits_for_the_old_server(arguments, tmp_path
     assert done.returncode == 0, done.stderr
 
 
+def server_on(folder):
+    """The process of the server itself: its keeper's only child."""
+    (keeper,) = servers_on(folder)
+    return Path(f"/proc/{keeper}/task/{keeper}/children").read_text()
+
+
+def test_a_server_that_dies_is_started_again(arguments, tmp_path):
+    """Twice in a row: on its port, with its data, and the service goes on; then it ends as ever."""
+    folder = tmp_path / "data"
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        port = port_of(running.log.read_text())
+        with redis.Redis(port=port, db=1) as client:
+            value = client.get("tet:kline:15m:BTC_USDT")
+            for kill in (1, 2):
+                os.kill(int(server_on(folder)), signal.SIGKILL)
+                eventually(lambda n=kill: running.log.read_text().count("embedded server restarted") == n)
+                assert client.get("tet:kline:15m:BTC_USDT") == value
+        assert running.log.read_text().count("embedded server died, restarting it") == 2
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(8) == 0
+    eventually(lambda: not servers_on(folder))
+
+
+def test_a_stop_during_a_restart_leaves_no_server(arguments, tmp_path):
+    """SIGTERM while the back-off runs."""
+    with Running(tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        os.kill(int(server_on(tmp_path / "data")), signal.SIGKILL)
+        eventually(lambda: running.says("embedded server died, restarting it"))
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(8) == 0
+    eventually(lambda: not servers_on(tmp_path / "data"))
+
+
 def test_two_services_cannot_have_one_folder(arguments, tmp_path):
     """The second says so and stops."""
     with Running(tmp_path, *arguments) as running:

@@ -172,7 +172,7 @@ class WebServer:
         """The WSGI application."""
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            body = list(self._metrics(environ, start_response))
+            body = list(self._metrics(environ | {"REQUEST_METHOD": "GET"}, start_response))
         else:
             status, kind, text = self._respond(path)
             body = [text.encode()]
