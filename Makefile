@@ -27,7 +27,7 @@ build: ## Make the binary for this platform and the zipapp, in dist/
 run: $(READY) ## Run the service with config.txt
 	$(BIN)/tet-data-service --config=config.txt
 
-run-dev: $(READY) ## Run it with a talkative log and an interval of 60 s
+run-dev: $(READY) ## Run it with log level debug and an interval of 60 s
 	$(BIN)/tet-data-service --config=config.txt --log-level=debug --interval=60
 
 demo: ## Try it: a simulated market, no keys, no network, no Redis
@@ -40,14 +40,15 @@ check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file=tests/mypy.ini tests bench
 
-soak: $(READY) ## Run 1,000 cycles with time passing quickly (CYCLES=n), print what the process holds
+soak: $(READY) ## Run 1,000 cycles with faults at 60 times the speed (CYCLES=n)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000)
 
-bench: $(READY) ## Measure the cost of a refresh beside what people would use instead (QUICK=1: 25 pairs only)
-	$(BIN)/python bench/bench.py $(if $(QUICK),--quick)
+bench: $(READY) ## Measure a refresh (QUICK=1: 25 pairs; PAIRS=n: no peers)
+	$(BIN)/python bench/bench.py $(if $(QUICK),--quick) $(if $(PAIRS),--pairs $(PAIRS))
 
-bench-freshness: $(READY) ## Measure from close to Redis over an hour (MINUTES=n)
+bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
 
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt

@@ -2,6 +2,7 @@
 
     python bench/bench.py            # 25, 100, 500 and 1000 pairs; about 10 minutes on 2 cores
     python bench/bench.py --quick    # 25 pairs; a minute or two
+    python bench/bench.py --pairs 50 # the service alone, with 50 pairs
     python bench/bench.py --profile  # where the CPU of a steady refresh goes
 
 The simulated exchange, a Valkey server and each program measured are processes of their own on this
@@ -47,6 +48,7 @@ CANDLES = 2880
 AFTER_CLOSE_SECONDS = 60  # where in a 15m candle a run begins: none closes while it lasts
 COLD_RUNS = 5  # at 25 pairs, where one alone is short; their median counts
 STEADY_CYCLES = {25: 40, 100: 20, 500: 12, 1000: 8}
+OTHER_CYCLES = 5  # with a number of pairs that is not among those
 MANY_PAIRS_MEMORY_MB = 2000  # MEMORY_LIMIT_MB from 1000 pairs on; the default suits 500
 WIDTH = 80
 
@@ -193,7 +195,7 @@ def _phase(readings: list[Reading]) -> Phase:
     """The cost of the passes between the first and the last reading."""
     first, last = readings[0], readings[-1]
     refreshes = sum(reading.updated for reading in readings[1:])
-    busy = sum(reading.seconds for reading in readings[1:])
+    busy = max(0.01, sum(reading.seconds for reading in readings[1:]))  # the log has two decimals
     return Phase(
         refreshes,
         (last.cpu - first.cpu) / refreshes * 1000,
@@ -275,12 +277,13 @@ def _close(mine: dict[str, str], other: dict[str, str]) -> bool:
     return all(math.isclose(float(mine[key]), float(other[key]), rel_tol=1e-14) for key in mine)
 
 
-def run_large(pairs: int) -> Result:
-    """The service alone, with many pairs."""
+def run_alone(pairs: int) -> Result:
+    """The service without its peers."""
     note(f"{pairs} pairs: working out the exchange's candles")
+    cycles = STEADY_CYCLES.get(pairs, OTHER_CYCLES)
     with benched(pairs) as bench:
-        note(f"{pairs} pairs: {US}, {STEADY_CYCLES[pairs]} steady cycles")
-        return bench.service(STEADY_CYCLES[pairs])
+        note(f"{pairs} pairs: {US}, {cycles} steady cycles")
+        return bench.service(cycles)
 
 
 def measure_closes(closes: int) -> list[float]:
@@ -400,9 +403,8 @@ The exchange is simulated and local: no latency, no TLS, and its candles are wor
 clock starts. CPU is user + system time of the whole process. Cold: from just before the first fill to
 its end, without the start. Steady: all CPU from then on, over {cycles} cycles.
 
-The service runs as a module, imported, as the installed command, the zipapp and the binary run it; as a
-script (python tet_data_service.py) it took up to {script_mb:.0f} MB with 25 pairs, for Python keeps the
-syntax tree of a script for as long as it runs.
+The service runs as a module; started as a script (python tet_data_service.py) it took up to
+{script_mb:.0f} MB with 25 pairs.
 
 The service runs with --public --requests-per-sec=100 --interval=1 and
 MARKET_HOURS_OPTIMIZATION=false, so that cycles follow each other; its steady pass takes at least as
@@ -455,7 +457,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What a refresh costs, beside what people use instead.")
     parser.add_argument("--quick", action="store_true", help="25 pairs only, a minute or two")
     parser.add_argument("--profile", action="store_true", help="where a steady refresh's CPU goes")
+    parser.add_argument("--pairs", type=int, help="the service alone, with so many pairs")
     options = parser.parse_args()
+    if options.pairs:
+        print(*cost_table([run_alone(options.pairs)]), sep="\n")
+        return 0
     if options.profile:
         from shares import show_shares
 
@@ -466,7 +472,7 @@ def main() -> int:
     load, before = os.getloadavg()[0], yardstick()
     results, same = run_small()
     sizes = [pairs for pairs in STEADY_CYCLES if pairs > 25 and not options.quick]
-    results[1:1] = [run_large(pairs) for pairs in sizes]
+    results[1:1] = [run_alone(pairs) for pairs in sizes]
     delays = measure_closes(1 if options.quick else 3)
     cycles = ", ".join(f"{STEADY_CYCLES[pairs]} ({pairs} pairs)" for pairs in [25, *sizes])
     limit = f" At 1000 pairs MEMORY_LIMIT_MB={MANY_PAIRS_MEMORY_MB}." if sizes else ""

@@ -83,7 +83,7 @@ def with_httpx(url: str) -> Fetch:
     client = httpx.Client(base_url=url)
 
     def fetch(pair: str, first_ms: int) -> list[list[Any]]:
-        params = {
+        params: dict[str, Any] = {
             "symbol": pair.replace("/", ""),
             "interval": "15m",
             "startTime": first_ms,

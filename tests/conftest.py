@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from rig import NOON_MS, clean_environment, unused_port
+from rig import NOON_MS, PROGRAM, clean_environment, unused_port
 
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
@@ -62,3 +64,32 @@ def exchange() -> Iterator[SimulatedBinance]:
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
     return unused_port()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project as a newcomer has it, with the development environment at hand."""
+    folder = tmp_path / "project"
+    made = shutil.ignore_patterns(
+        ".git", ".venv*", "build", "dist", ".*_cache", ".hypothesis", "*.egg-info", "config.txt"
+    )
+    shutil.copytree(PROGRAM.parent, folder, ignore=made)
+    (folder / ".venv").symlink_to(PROGRAM.parent / ".venv")
+    return folder
+
+
+@pytest.fixture
+def in_checkout(checkout: Path, exchange: SimulatedBinance, redis_url: str, tmp_path: Path) -> dict[str, Any]:
+    """How a shell is started there, with the test's servers in its environment, and a home of its own."""
+    servers = {
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+        "BINANCE_BASE_URL": exchange.url,
+        "REDIS_ADDR": redis_url,
+        "SYMBOLS": "BTC/USDT",
+        "DATA_DAYS": "1",
+    }
+    environment = clean_environment(PYTHON=sys.executable, **servers)
+    for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # of the make that runs the tests
+        environment.pop(name, None)
+    return {"cwd": checkout, "env": environment, "text": True}

@@ -36,7 +36,7 @@ class Rig:
     """A service in this process, wired to a simulated exchange and a Redis over real sockets."""
 
     def __init__(
-        self, exchange: SimulatedBinance, redis_url: str, clock: tet.Clock | None = None, **given: object
+        self, exchange: SimulatedBinance, redis_url: str, clock: tet.Clock | None = None, /, **given: object
     ) -> None:
         given = {"API_REQUESTS_PER_SEC": 100, "SYMBOLS": "BTC/USDT", "DATA_DAYS": 2} | given
         self.exchange = exchange
@@ -101,7 +101,7 @@ class FastClock(tet.Clock):
 
 @contextmanager
 def started(
-    exchange: SimulatedBinance, redis_url: str, clock: tet.Clock | None = None, **given: object
+    exchange: SimulatedBinance, redis_url: str, clock: tet.Clock | None = None, /, **given: object
 ) -> Iterator[Rig]:
     """A rig whose service has started up."""
     with Rig(exchange, redis_url, clock, **given) as rig:
@@ -143,6 +143,8 @@ def run_program(*arguments: str, timeout: float = 60, **environment: str) -> sub
 
 class Running:
     """The program in the background; its log is in ``log``."""
+
+    url = ""  # of its HTTP, where a test has it serve that
 
     def __init__(self, tmp_path: Path, *arguments: str, **environment: str) -> None:
         self.log = tmp_path / "log.txt"

@@ -38,7 +38,7 @@ def pythons():
     names = [shutil.which(f"python3.{minor}") for minor in range(8, 20)]
     files = [sys.executable, "/usr/bin/python3", *filter(None, names)]
     files += map(str, Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"))
-    found = {}
+    found: dict[str, str] = {}
     for file in files:
         show = [file, "-c", "import platform; print(platform.python_version())"]
         if Path(file).exists():

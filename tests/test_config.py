@@ -180,13 +180,13 @@ def test_flag_before_environment_before_file_before_default(name):
     for_flag, for_environment, for_file = RIGHT.get(name, WHOLE_NUMBERS)
     others = {**PUBLIC, **KEYS}
     others.pop(name, None)
-    sources = [{name: for_flag}, {**others, name: for_environment}, f"{name}={for_file}"]
+    in_environment = {**others, name: for_environment}
     expected = [(for_flag, f"flag {option.flag}"), (for_environment, "environment")]
     expected += [(for_file, "config.txt line 1")]
     for first, (text, origin) in enumerate(expected):
-        flags = sources[0] if first == 0 else {}
-        environment = sources[1] if first <= 1 else others
-        resolved = resolve(flags, sources[2], **environment)
+        flags = {name: for_flag} if first == 0 else {}
+        environment = in_environment if first <= 1 else others
+        resolved = resolve(flags, f"{name}={for_file}", **environment)
         assert getattr(resolved.config, name.lower()) == option.parse(text)
         assert resolved.origins[name] == origin
 

@@ -269,7 +269,7 @@ def test_the_images_settings_exist():
 
 def unit_options():
     """The unit's options, each with all its values."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE):
         found.setdefault(name, []).append(value)
     return found

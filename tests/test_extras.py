@@ -68,8 +68,8 @@ def test_25_pairs_of_a_month_fit_into_62_mb(redis_url, tmp_path, start):
     """However it is started, after the first cycle and a second one: Python keeps no syntax tree."""
     pairs = DEFAULT_PAIRS[:25]
     with SimulatedBinance(market=Market.random_walk(pairs), clock=SimulatedClock()) as exchange:
-        arguments = ("--public", f"--symbols={','.join(pairs)}", f"--base-url={exchange.url}")
-        arguments += (f"--redis={redis_url}", "--interval=1", "--requests-per-sec=100")
+        arguments = ["--public", f"--symbols={','.join(pairs)}", f"--base-url={exchange.url}"]
+        arguments += [f"--redis={redis_url}", "--interval=1", "--requests-per-sec=100"]
         log = tmp_path / "log.txt"
         with log.open("w") as stream:
             command = [sys.executable, *start, *arguments]

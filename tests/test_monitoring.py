@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -192,7 +193,7 @@ def test_health_is_good_when_all_is(redis_url, tmp_path):
 
     with SimulatedBinance(market=Market.random_walk(["BTC/USDT"])) as exchange:
         servers = (f"--base-url={exchange.url}", f"--redis={redis_url}", "--symbols=BTC/USDT")
-        keys = {"BINANCE_API_KEY": "sim-key", "BINANCE_SECRET_KEY": "sim-secret"}
+        keys: dict[str, Any] = {"BINANCE_API_KEY": "sim-key", "BINANCE_SECRET_KEY": "sim-secret"}
         assert run_program(*servers, "--once", "--days=1", **keys).returncode == 0
         done = run_program(*servers, "--health-check", **keys)
         assert done.returncode == 0, done.stdout
@@ -477,7 +478,7 @@ def test_the_log_file_rotates(tmp_path, exchange, redis_url):
     """At its size the file is set aside, and only so many are kept."""
     log = tmp_path / "tet.log"
     log.write_text("x" * 1_000_000)
-    environment = {"LOG_MAX_MB": "1", "LOG_BACKUPS": "1"}
+    environment: dict[str, Any] = {"LOG_MAX_MB": "1", "LOG_BACKUPS": "1"}
     arguments = ("--public", "--once", "--days=1", "--symbols=BTC/USDT", f"--base-url={exchange.url}")
     run_program(*arguments, f"--redis={redis_url}", f"--log-file={log}", **environment)
     assert (tmp_path / "tet.log.1").read_text().startswith("xxx")

@@ -71,32 +71,8 @@ def test_the_example_file_as_it_is_asks_for_keys(tmp_path):
     assert "BINANCE_API_KEY: missing; set it, or run without keys" in done.stderr
 
 
-#: Run elsewhere: these make what CI runs, and tests/test_build.py runs the build.
+#: Run elsewhere: CI runs the first three, tests/test_build.py the build.
 RUN_ELSEWHERE = {"make dev-setup", "make check", "make test", "./build.sh"}
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """A copy of the project as a newcomer has it, with the development environment at hand."""
-    folder = tmp_path / "project"
-    made = shutil.ignore_patterns(".git", ".venv*", "build", "dist", ".*_cache", "*.egg-info", "config.txt")
-    shutil.copytree(ROOT, folder, ignore=made)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
-    return folder
-
-
-@pytest.fixture
-def in_checkout(checkout, exchange, redis_url, tmp_path):
-    """How a shell is started there, with the test's servers in its environment, and a home of its own."""
-    servers = {
-        "HOME": str(tmp_path),
-        "XDG_DATA_HOME": str(tmp_path / "data"),
-        "BINANCE_BASE_URL": exchange.url,
-        "REDIS_ADDR": redis_url,
-        "SYMBOLS": "BTC/USDT",
-        "DATA_DAYS": "1",
-    }
-    return {"cwd": checkout, "env": clean_environment(PYTHON=sys.executable, **servers), "text": True}
 
 
 def shell_blocks():

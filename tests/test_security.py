@@ -93,14 +93,8 @@ def test_no_secret_is_told_whatever_goes_wrong(exchange, redis_url, reader, tmp_
     exchange.faults.mix(0.5, path="")
     config = tmp_path / "config.txt"
     config.write_text(f"BINANCE_API_KEY={key}\nBINANCE_SECRET_KEY={secret}\n")
-    arguments = (
-        "--once",
-        f"--config={config}",
-        f"--base-url={exchange.url}",
-        "--symbols=BTC/USDT",
-        "--days=2",
-    )
-    arguments += (f"--log-level={level}", f"--log-format={style}")
+    arguments = ["--once", f"--config={config}", f"--base-url={exchange.url}", "--symbols=BTC/USDT"]
+    arguments += ["--days=2", f"--log-level={level}", f"--log-format={style}"]
     with_password = redis_url.replace("redis://", f"redis://:{password}@")
     told = run_program(*arguments, f"--redis={redis_url}").stderr
     told += run_program(*arguments, f"--redis={with_password}").stderr

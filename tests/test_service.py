@@ -251,12 +251,13 @@ def test_after_a_suspend_the_time_is_asked_for_at_once(exchange, redis_url):
         def _local_ms(self):
             return super()._local_ms() + self.jump_ms
 
-    with started(exchange, redis_url, WakingClock()) as rig:
+    clock = WakingClock()
+    with started(exchange, redis_url, clock) as rig:
         rig.refresh()
         exchange.clear()
         runner = in_background(lambda: run_cycles(rig.service))
         exchange.clock.advance(2 * HOUR)
-        rig.clock.jump_ms = 2 * HOUR * 1000.0
+        clock.jump_ms = 2 * HOUR * 1000.0
         eventually(lambda: exchange.asked("klines"))
         rig.clock.stop()
         runner.join()
