@@ -138,7 +138,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 #       TransientError    passing trouble: try again
 #         BadReply        ... the reply was damaged or impossible
 #         PauseError      ... and nothing may be sent for a while
-#       SymbolError       no such symbol: set it aside
+#       SymbolError       no such symbol: skip it, check hourly
 #       RefusedError      trying again will not help
 #     StoreError          Redis did not take or give what was asked: keep the data, try later
 #     StoredValueError    what Redis holds is no sound value of ours: fetch anew
@@ -491,9 +491,9 @@ OPTIONS = (
     Option("BATCH_SIZE", None, "15", WHOLE(1, 1000),
            "Updates in progress at once, at most; the smaller of this and CONCURRENT_REQUESTS counts."),
     Option("CLOSED_ONLY", "--closed-only", "false", BOOL, "Leave the forming candle out."),
-    Option("KLINE_TTL", None, "86400", SECONDS_OF_YEAR, "Expiry of the candles."),
-    Option("TIMESTAMP_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of update times."),
-    Option("STATUS_TTL", None, "7200", SECONDS_OF_YEAR, "Expiry of the status."),
+    Option("KLINE_TTL", None, "86400", SECONDS_OF_YEAR, "Seconds until the candles expire."),
+    Option("TIMESTAMP_TTL", None, "7200", SECONDS_OF_YEAR, "Seconds until an update time expires."),
+    Option("STATUS_TTL", None, "7200", SECONDS_OF_YEAR, "Seconds until the status expires."),
     Option("MAX_UPDATE_TIME", None, "30", SECONDS_OF_DAY, "Seconds after which a cycle counts as slow."),
     Option("MAX_FAILURE_RATE", None, "0.1", NUMBER(0, 1),
            "Share of failed updates above which a cycle counts as failing."),
@@ -877,7 +877,7 @@ class Series:
 
     Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
     the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
-    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` tells
+    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` says
     that the newest candle is closed for certain. All older ones are final: each has a successor.
     """
 
@@ -1097,7 +1097,7 @@ def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
 
 
 def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
-    """A value tells its N by candle_count / data_completeness; a full one by its count alone."""
+    """A value gives its N by candle_count / data_completeness; a full one by its count alone."""
     share = stored.get("data_completeness")
     if stored.get("timeframe") != timeframe.name or stored.get("candle_count") != count:
         raise ValueError("timeframe or candle_count do not fit")
@@ -1373,7 +1373,7 @@ class Feed:
     timeframe: Timeframe
     known: Known = Known.UNREAD
     series: Series | None = None  # complete: what may be stored
-    partial: Series | None = None  # what a backfill had when it broke off: the next one goes on there
+    partial: Series | None = None  # what a backfill had when it broke off: the next one resumes there
     exhausted_ms: int = 0  # see `Page`
     lagging: bool = False  # see `Page`
     copy: Copy = Copy.OUTDATED
@@ -1568,7 +1568,7 @@ class Clock:
         return int(monotonic_seconds * SECOND_MS + self._ahead_ms)
 
     def sync(self, server_ms: int, sent: float, received: float) -> float:
-        """Take over the exchange's time, told between two monotonic moments.
+        """Take over the exchange's time, received between two monotonic moments.
 
         Returns the skew: how many ms the local clock is ahead of the exchange's.
         """
@@ -1730,7 +1730,7 @@ class Market(NamedTuple):
     page_rows: int
     info_weight: int
     info_query: Mapping[str, str]
-    weight_limit: int  # until exchangeInfo tells
+    weight_limit: int  # until exchangeInfo is read
 
     def klines_weight(self, limit: int) -> int:
         """The weight of a klines request for that many rows."""
@@ -1754,14 +1754,14 @@ PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
 
 
 class ExchangeInfo(NamedTuple):
-    """The exchange's symbols by name, and its limit of weight per minute (None when it tells none)."""
+    """The exchange's symbols by name, and its limit of weight per minute (None when it gives none)."""
 
     listings: Mapping[str, Listing]
     weight_limit: int | None
 
 
 def parse_exchange_info(body: bytes) -> ExchangeInfo:
-    """Check an exchangeInfo reply. Raises BadReply. All but what is needed is let go while decoding."""
+    """Check an exchangeInfo reply. Raises BadReply. All but what is needed is dropped while decoding."""
     try:
         info = decode_json(body, object_hook=_thin_listing)
         listings = [entry for entry in info["symbols"] if isinstance(entry, Listing)]
@@ -2110,7 +2110,7 @@ class Store:
                 self._failures, self.unreachable_reason = 0, ""
 
     def _unreachable(self, error: Exception) -> StoreError:
-        """Note that no connection could be had; a wrong password is none either, and is told as such."""
+        """Note that no connection could be had; a wrong password is none either, and is reported as such."""
         import redis
 
         refused = isinstance(error, redis.AuthenticationError)
@@ -2412,9 +2412,9 @@ class Writer:
     # Keys of other programs
 
     def writable(self, feeds: Sequence[Feed]) -> list[Feed]:
-        """Look at the feeds' keys: those that are ours to write, or of which Redis could not tell.
+        """Look at the feeds' keys: those that are ours to write, or that Redis could not be asked about.
 
-        The other feeds fail. What Redis could not tell of is fetched, and not written before it has.
+        The other feeds fail. What Redis could not be asked about is fetched, and buffered until it could.
         """
         try:
             self._look_at(feeds)
@@ -2591,7 +2591,7 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # series (absorb). When the page reaches the present, the series becomes the feed's (Feed.fetched); it is
 # written with its timestamp in one transaction, or touched where no candle changed (Writer.write). If Redis
 # fails, the feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails,
-# what Redis has stays as it is, and the next cycle goes on from there.
+# what Redis has stays as it is, and the next cycle resumes there.
 #
 # Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* when its
 # values are known to be final, too: a reply shows its successor, or repeats it unchanged long after its end.
@@ -2911,7 +2911,7 @@ def estimate(pairs: int, config: Config) -> figures.Estimate:
 
 
 class Status:
-    """The service's figures, and what is told of them: the status object, the log, /health and the metrics.
+    """The service's figures, and how they are shown: the status object, the log, /health and the metrics.
 
     The main thread changes the fields; workers add to the tallies, and HTTP threads read. ``observe`` adds
     to a histogram; it does nothing until something serves them.
@@ -3231,9 +3231,9 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         yield Check("binance", True, found)
         skew = f"the local clock is {skew_ms / SECOND_MS:+.1f} s against the exchange's"
         yield Check("clock", abs(skew_ms) <= MAX_CLOCK_OFFSET_MS, skew)
-        pairs, aside = resolve_symbols(config.symbols, info.listings)
-        reasons = "".join(f"; {name}: {reason}" for name, reason in aside.items())
-        yield Check("symbols", bool(pairs) and not aside, f"{len(pairs)} trade{reasons}")
+        pairs, invalid = resolve_symbols(config.symbols, info.listings)
+        reasons = "".join(f"; {name}: {reason}" for name, reason in invalid.items())
+        yield Check("symbols", bool(pairs) and not invalid, f"{len(pairs)} trade{reasons}")
     except ExchangeError as error:
         yield Check("binance", False, str(error))
         return

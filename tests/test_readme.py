@@ -54,6 +54,12 @@ def test_the_example_file_shows_each_default(option):
         assert PLACEHOLDER.fullmatch(line.partition("=")[2])
     else:
         assert line == f"#{option.name}={option.default or ''}"
+    comment = (
+        EXAMPLE.partition(f"\n{line}\n")[0].rpartition("=")[2].partition("\n")[2]
+    )  # since the last setting
+    words = " ".join(part.removeprefix("# ") for part in comment.splitlines())
+    flag = f" ({option.flag})" if option.flag else ""
+    assert words.endswith(f"{option.help}{flag} Allowed: {option.allowed}.")
 
 
 def test_the_example_file_works_when_keys_are_not_wanted(tmp_path):

@@ -131,7 +131,7 @@ def test_the_process_list_shows_no_secret_of_ours(exchange, redis_url, tmp_path)
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_secret_with_quotes_in_it_is_blotted_out_too(style):
+def test_a_secret_with_quotes_in_it_is_redacted_too(style):
     """Quoting for the log must not hide a secret from the one who blots it out."""
     import logging
 

@@ -42,7 +42,7 @@ Look at it from another terminal:
   python -c "import redis; print(redis.Redis(port={port}, db=1).get('tet:system:status'))"
   {program} --public --redis=127.0.0.1:{port} --status --watch
 
-It goes on running and keeps the candles fresh; Ctrl-C ends it."""
+It keeps running and keeps the candles fresh; Ctrl-C ends it."""
 
 
 class EmbeddedError(Exception):
