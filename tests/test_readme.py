@@ -219,3 +219,18 @@ def test_help_and_version_need_no_network_library():
     """--help is quick: it imports neither httpx nor redis."""
     code = "import sys, tet_data_service; sys.exit(any(m in sys.modules for m in ('httpx', 'redis')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(ROOT), check=False).returncode == 0
+
+
+def test_what_contributing_names_is_there():
+    """Its files exist, its names are in the sources, and its commands are the README's."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    sources = "".join(path.read_text() for path in ROOT.glob("*/*.py")) + PROGRAM.read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"(?<!`)`([^`\n]+)`", text):
+        if name.startswith("make "):
+            assert all(f"\n{target}:" in makefile for target in name.split()[1:]), name
+        elif "/" in name or name.endswith((".md", ".toml", ".example")):
+            assert (ROOT / name).exists(), name
+        elif not name.startswith("git "):
+            assert name.rpartition(".")[2] in sources, name
+    assert re.findall(r"```sh\n(.*?)```", text, re.S)[0] in README
