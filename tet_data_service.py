@@ -1570,7 +1570,7 @@ class Clock:
     def sync(self, server_ms: int, sent: float, received: float) -> float:
         """Take over the exchange's time, received between two monotonic moments.
 
-        Returns the skew: how many ms the local clock is ahead of the exchange's.
+        Returns the clock offset in ms: local time minus exchange time.
         """
         self._ahead_ms = server_ms - (sent + received) / 2 * SECOND_MS
         self._local_ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
@@ -1843,7 +1843,7 @@ class Binance:
             return min(self._latest_seconds, default=0.0)
 
     def sync_clock(self) -> float:
-        """Ask for the exchange's time and set the clock. Returns the local clock's lead in ms.
+        """Ask for the exchange's time and set the clock. Returns the clock offset in ms.
 
         Half of the time a reply took is how wrong it may be: a slow one is asked for again.
         """
@@ -3223,14 +3223,14 @@ def _check_store(store: Store) -> Check:
 def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[Check]:
     try:
         began = clock.monotonic()
-        skew_ms = binance.sync_clock()
+        offset_ms = binance.sync_clock()
         latency_ms = round((clock.monotonic() - began) * SECOND_MS)
         info = binance.exchange_info()
         gate = binance.gate
         found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
-        skew = f"the local clock is {skew_ms / SECOND_MS:+.1f} s against the exchange's"
-        yield Check("clock", abs(skew_ms) <= MAX_CLOCK_OFFSET_MS, skew)
+        found = f"the local clock is {offset_ms / SECOND_MS:+.1f} s against the exchange's"
+        yield Check("clock", abs(offset_ms) <= MAX_CLOCK_OFFSET_MS, found)
         pairs, invalid = resolve_symbols(config.symbols, info.listings)
         reasons = "".join(f"; {name}: {reason}" for name, reason in invalid.items())
         yield Check("symbols", bool(pairs) and not invalid, f"{len(pairs)} trade{reasons}")
