@@ -39,18 +39,19 @@ Each update is announced on the channel ``tet:updates`` as a JSON object: ``symb
 
 Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
 *Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
-*Ended*: a candle's time is over; *closed*: its values are known to be final; *lagging*: ended and not
-seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Touch*: to
-renew a value's expiry and timestamp where no candle changed. *Buffered*: kept in memory because Redis is
-unreachable; *flushed* when it answers. *Evicted*: dropped from memory, since Redis has it. *Weight*: what
-a request costs of the exchange's limit. *Gate*: what every request passes. *Pause*: rate limited or
-banned; *probe*: the one request that goes first after a pause. *Invalid*: a symbol unknown, halted or
-delisted. *Clock offset*: local time minus exchange time. *Heartbeat*: the main loop's, each second.
+*Ended*: a candle's time is over; *closed*: its values will not change any more, too; *lagging*: ended and
+not seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Touch*: to
+renew a value's expiry and timestamp where no candle changed. *Buffered*: kept in memory because Redis did
+not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since Redis has it.
+*Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes. *Pause*: rate
+limited, banned or refused; *probe*: the one request that goes first after a pause. *Invalid*: a symbol
+unknown, halted or delisted. *Clock offset*: local time minus exchange time. *Heartbeat*: the main loop's,
+each second.
 
 The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
 
 * units, keys, errors, logging; options and configuration (config, readme)
-* the pure heart, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
+* the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
   series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
 * the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
 * what joins them: the fetcher (service, faults), the writer (store, writer), the service, which opens
@@ -68,7 +69,6 @@ import hashlib
 import hmac
 import json
 import logging
-import logging.handlers
 import math
 import os
 import random
@@ -96,7 +96,15 @@ import click
 
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
-from tet_extras.settings_file import Setting, SettingsFile, is_given, read_credential, read_settings_file
+from tet_extras.options import Option, Parsed
+from tet_extras.settings_file import (
+    Setting,
+    SettingsFile,
+    find_config_file,
+    is_given,
+    read_credential,
+    read_settings_file,
+)
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
@@ -150,7 +158,7 @@ class TetError(Exception):
 
 
 class ConfigError(TetError):
-    """The settings are wrong. ``problems`` has one line for each thing to mend."""
+    """The settings are wrong. ``problems`` has one line for each problem."""
 
     def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
@@ -175,7 +183,7 @@ class BadReply(TransientError):
 
 
 class PauseError(TransientError):
-    """Rate limited or banned by Binance; the request gate is paused already when this is raised."""
+    """Rate limited, banned or refused by Binance; the request gate is paused already when this is raised."""
 
 
 class SymbolError(ExchangeError):
@@ -207,11 +215,14 @@ def say(level: int, event: str, **facts: object) -> None:
 
 
 def start_logging(config: Config) -> None:
-    """Send the program's events to stderr, or to the log file, in the style asked for. Raises OSError."""
+    """Send the program's events to stderr, or to the log file, in the style asked for. Raises ConfigError."""
     from tet_extras.logs import make_handler
 
     size, backups = config.log_max_mb, config.log_backups
-    handler = make_handler(config.log_format, config.secrets, config.log_file, size, backups)
+    try:
+        handler = make_handler(config.log_format, config.secrets, config.log_file, size, backups)
+    except OSError as error:
+        raise ConfigError([f"LOG_FILE: {config.log_file}: {error.strerror}"]) from error
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -344,69 +355,7 @@ TIMEFRAMES = {
 BASES = """BTC ETH BNB XRP ADA SOL DOGE DOT UNI LINK AVAX MEME PUMP
     PEOPLE BOME ARB MATIC FTM SAND AXS NEAR ALGO XLM LIT MKR"""
 DEFAULT_SYMBOLS = tuple(f"{base}/USDT" for base in BASES.split())
-DEFAULT_CONFIG_FILES = ("config.txt", ".env")
 MAX_CANDLES = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
-
-
-class Parsed(NamedTuple):
-    """A type of setting with a parser of ours: ``name`` for --help, and in words what is ``allowed``.
-
-    ``parse`` raises ValueError for what is not.
-    """
-
-    name: str
-    allowed: str
-    parse: Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Option:
-    """A row of the options table: a setting's names, default, type and help.
-
-    ``default`` is text, parsed like any other; None means unset.
-    """
-
-    name: str
-    flag: str | None
-    default: str | None
-    type: Any  # one of click's, or Parsed
-    help: str
-    secret: bool = False
-
-    def parse(self, text: str) -> Any:
-        """The value that the text stands for. Raises ValueError for what is not allowed."""
-        if isinstance(self.type, Parsed):
-            return self.type.parse(text)
-        if isinstance(self.type, click.IntRange | click.FloatRange) and not re.fullmatch("[0-9.e+-]+", text):
-            raise ValueError("not a plain number")  # Python also reads 1_000, nan and other scripts' digits
-        try:
-            return self.type.convert(text, None, None)
-        except click.UsageError as error:
-            raise ValueError(error.message) from None
-
-    @property
-    def allowed(self) -> str:
-        """In words, what is allowed."""
-        match self.type:
-            case click.IntRange():
-                return f"a whole number, {self.type.min} to {self.type.max}"
-            case click.FloatRange():
-                return f"a number, {self.type.min:g} to {self.type.max:g}"
-            case click.Choice():
-                return " or ".join(self.type.choices)
-            case Parsed():
-                return self.type.allowed
-        return "true or false"
-
-    @property
-    def metavar(self) -> str:
-        """What stands for the value in --help."""
-        match self.type:
-            case click.Choice():
-                return f"[{'|'.join(self.type.choices)}]"
-            case click.types.BoolParamType():
-                return "[BOOL]"
-        return str(self.type.name).removesuffix(" range").upper()
 
 
 def _listed(text: str) -> list[str]:
@@ -878,7 +827,7 @@ class Series:
     Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
     the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
     entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` says
-    that the newest candle is closed for certain. All older ones are final: each has a successor.
+    that the newest candle is closed for certain. All older ones are closed: each has a successor.
     """
 
     timeframe: Timeframe
@@ -892,14 +841,14 @@ class Series:
 
     @property
     def closed_end_ms(self) -> int:
-        """The end, exclusive, of the newest final candle; where there is none, the oldest open time."""
+        """The end, exclusive, of the newest closed candle; where there is none, the oldest open time."""
         newest_ms = self.opens[-1]
         if self.newest_is_closed:
             return self.timeframe.close_of(newest_ms)
         return self.timeframe.close_of(self.opens[-2]) if len(self) > 1 else newest_ms
 
     def stored_count(self, closed_only: bool) -> int:
-        """How many of the candles may be stored: all, or those that are final."""
+        """How many of the candles may be stored: all, or those that are closed."""
         return self.index(self.closed_end_ms) if closed_only else len(self)
 
     def index(self, open_ms: int) -> int:
@@ -952,7 +901,7 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
     """Lay a reply, asked for at ``asked_ms`` (exchange time), over what is held.
 
     For some seconds after a close Binance's REST servers may answer with the old, unfinished candle.
-    So the newest candle of a reply is final only when the reply was asked for too long after the
+    So the newest candle of a reply is closed only when the reply was asked for too long after the
     close to be a lagging one and repeats what is held. And an answer older than what is held does
     not undo it: candles only get newer, and the volume of a forming candle only grows.
     """
@@ -960,18 +909,18 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
         return series
     newest_ms, held_ms = newest_of(candles), series.opens[-1] if series else 0
     if newest_ms < held_ms:
-        # All but its newest have a successor in it and are final; of the newest we hold a better state.
+        # All but its newest have a successor in it and are closed; of the newest we hold a better state.
         older = {open_ms: entry for open_ms, entry in candles.items() if open_ms < newest_ms}
         return series.merge(older, series.newest_is_closed, keep) if older else series
-    final = False
+    is_closed = False
     if newest_ms == held_ms:
         newest, held = candles[newest_ms], series.entry(len(series) - 1)
-        final = series.newest_is_closed
+        is_closed = series.newest_is_closed
         if asked_ms >= series.timeframe.close_of(held_ms) + MAX_LAG_MS:
-            final = final or newest == held
+            is_closed = is_closed or newest == held
         elif entry_volume(newest) < entry_volume(held):
             candles = candles | {held_ms: held}
-    return series.merge(candles, final, keep)
+    return series.merge(candles, is_closed, keep)
 
 
 def is_lagging(series: Series, now_ms: int) -> bool:
@@ -980,25 +929,28 @@ def is_lagging(series: Series, now_ms: int) -> bool:
 
 
 def contradicts(series: Series, candles: Candles) -> bool:
-    """Whether a reply has another value for a candle that is held as final: then it is another market's.
+    """Whether a reply has another value for a candle held as closed: then it is another market's.
 
     (Or was corrected since, which is rare enough to fetch all anew.)
     """
-    final = set(series.opens[:-1]).intersection(candles)
-    return any(series.entry(series.index(open_ms)) != candles[open_ms] for open_ms in final)
+    closed = (
+        set(series.opens[: series.stored_count(closed_only=True)]).intersection(candles) if series else ()
+    )
+    return any(series.entry(series.index(open_ms)) != candles[open_ms] for open_ms in closed)
 
 
 def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     """Open times that a reply, asked for from ``first_ms``, leaves out for the first time.
 
-    A candle that is missing inside of the series was asked for twice already: the exchange has none.
+    A candle missing before the newest of the series was asked for twice already: the exchange has none.
     """
     timeframe = series.timeframe
     if not candles or len(candles) == timeframe.count(first_ms, newest_of(candles)):
         return []
     known = range(0)
     if series:
-        known = range(timeframe.number(series.opens[0]), timeframe.number(series.opens[-1]) + 1)
+        end = timeframe.number(series.opens[-1]) + series.newest_is_closed
+        known = range(timeframe.number(series.opens[0]), end)
     return [
         open_ms
         for open_ms in timeframe.opens(first_ms, newest_of(candles))
@@ -1039,7 +991,7 @@ def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) ->
 
 
 def stores_the_same(old: Series | None, new: Series, closed_only: bool) -> bool:
-    """Whether the stored values of two states of a series have the same candles, of the same finality.
+    """Whether the stored values of two states of a series have the same candles, closed or not.
 
     The newest is looked at first: it is the one that changes.
     """
@@ -1078,9 +1030,9 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         if parse_iso_time(stored.get("last_candle_time")) != newest_ms:
             raise ValueError("last_candle_time is not the newest candle's")
         _check_configuration(stored, len(checked), timeframe, wanted)
-        final = parse_iso_time(stored.get("data_end")) > newest_ms
+        is_closed = parse_iso_time(stored.get("data_end")) > newest_ms
         written_ms = min(parse_iso_time(stored.get("last_update")), now_ms)
-        series = Series(timeframe).merge(checked, final, wanted)
+        series = Series(timeframe).merge(checked, is_closed, wanted)
         if len(series) < len(checked):
             raise ValueError("candles from before its window")
         return Stored(series, written_ms)
@@ -1230,9 +1182,9 @@ def pause_seconds(status: int, retry_after: str | None, body: bytes, now_ms: int
     return min(MAX_PAUSE_SECONDS, max(1.0, asked)) if asked > 0 else default
 
 
-def backoff_seconds(attempt: int, luck: float) -> float:
-    """The wait after a failed attempt (1, 2, ...): exponential with full jitter, ``luck`` in [0, 1)."""
-    return luck * min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 10))
+def backoff_seconds(attempt: int, jitter: float) -> float:
+    """The wait after a failed attempt (1, 2, ...): exponential with full ``jitter``, in [0, 1)."""
+    return jitter * min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 10))
 
 
 def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
@@ -1245,7 +1197,7 @@ def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
 
 
 # ------------------------------------------------------------------------------
-# Pairs, feeds and their schedule (pure)
+# Pairs, feeds and their schedule (no I/O, no clock)
 # ------------------------------------------------------------------------------
 
 #: Feeds are due this long after a close, and again after each reply that still lacks the successor of
@@ -1348,15 +1300,15 @@ class Due:
 class Page(NamedTuple):
     """How far a fetch has come with one more reply.
 
-    ``series`` is what is held now, ``complete`` when it reaches the present; ``candles`` is how many came;
+    ``series`` is what is held now, ``up_to_date`` when it reaches the present; ``candles`` is how many came;
     from ``exhausted_ms`` on the exchange had nothing, asked twice; ``lagging`` when the newest candle has
-    closed and was not seen final.
+    ended and was not seen closed.
     """
 
     series: Series
     candles: int
     exhausted_ms: int
-    complete: bool
+    up_to_date: bool
     lagging: bool
 
 
@@ -1364,15 +1316,15 @@ class Page(NamedTuple):
 class Feed:
     """One pair in one timeframe: its candles, how far they are known, and Redis' copy of them.
 
-    A worker updates it, one at a time, and the main thread may flush it meanwhile: what they share changes
-    in methods that are named for what happened, and `lock` is held from reading the series to having
-    written it. Times are exchange time in ms, 0 is never.
+    A worker updates it, one at a time, and the main thread may flush it meanwhile: it changes in methods
+    that are named for what happened, under `lock`, which the writer holds from reading the series to
+    having written it. Times are exchange time in ms, 0 is never.
     """
 
     pair: Pair
     timeframe: Timeframe
     known: Known = Known.UNREAD
-    series: Series | None = None  # complete: what may be stored
+    series: Series | None = None  # up to date when fetched: what may be stored
     partial: Series | None = None  # what a backfill had when it broke off: the next one resumes there
     exhausted_ms: int = 0  # see `Page`
     lagging: bool = False  # see `Page`
@@ -1397,19 +1349,20 @@ class Feed:
         """Why the last update failed; empty when it did not."""
         return str(self.error or "")
 
-    def restored(self, stored: Stored | None) -> None:
-        """Redis was asked: it had these candles, or no sound ones."""
+    def restored(self, stored: Stored | None, share: float = 0.0) -> None:
+        """Redis was asked: it had these candles, of that completeness, or no sound ones."""
         with self.lock:
             self.known = Known.RESTORED if stored else Known.NOTHING
             if stored:
                 self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
                 self.fetched_ms = self.updated_ms = stored.written_ms
+                self.completeness = share
 
     def fetched(self, page: Page, now_ms: int, closed_only: bool) -> None:
-        """The exchange has sent a page. Only the complete series becomes what may be stored."""
+        """The exchange has sent a page. Only an up-to-date series becomes what may be stored."""
         with self.lock:
             self.known, self.exhausted_ms = Known.CONFIRMED, page.exhausted_ms
-            if not page.complete:
+            if not page.up_to_date:
                 self.partial = page.series
                 return
             if self.copy is Copy.CURRENT and not stores_the_same(self.series, page.series, closed_only):
@@ -1434,8 +1387,14 @@ class Feed:
         with self.lock:
             self.series, self.known, self.copy = None, Known.UNREAD, Copy.OUTDATED
 
-    def ended(self, error: TetError | None, now_ms: int) -> None:
-        """An update has ended, well or with an error."""
+    def flushed(self) -> None:
+        """What was buffered is written; the error of a fetch since stays."""
+        with self.lock:
+            if isinstance(self.error, StoreError):
+                self.error = None
+
+    def tried(self, error: TetError | None, now_ms: int) -> None:
+        """An update is done, well or with an error."""
         with self.lock:
             self.error, self.tried_ms = error, now_ms
 
@@ -1611,7 +1570,7 @@ class RequestGate:
 
     Three limits in one: a pause that the exchange asked for, the weight left in this minute, and the
     token bucket. When a pause is over the gate is probing: it admits one request alone (the probe), and
-    the others once the exchange has served one. Any thread may use it; `_lock` guards all of its state.
+    the others once the exchange has served one. Any thread may use it; `_lock` guards every change.
     """
 
     def __init__(self, clock: Clock, rate: float, weight_limit: int) -> None:
@@ -1674,16 +1633,16 @@ class RequestGate:
                 self._probing, self.paused_until_ms, self.pause_reason = False, 0, ""
 
     def pause(self, seconds: float, reason: str) -> bool:
-        """Admit nothing for so long. Returns whether that is news: a longer pause than before."""
+        """Admit nothing for so long. Returns whether that is new: a longer pause than before."""
         with self._lock:
             until = self._clock.monotonic() + seconds
-            news = until > self._resume_seconds + 1
+            is_new = until > self._resume_seconds + 1
             if until > self._resume_seconds:
                 self._resume_seconds = until
                 self.paused_until_ms = self._clock.now_ms() + round(seconds * SECOND_MS)
                 self.pause_reason = reason
             self._probing = True
-            return news
+            return is_new
 
     def pause_left_seconds(self) -> float:
         """How long the pause lasts from now; 0 when there is none."""
@@ -1780,7 +1739,7 @@ def parse_exchange_info(body: bytes) -> ExchangeInfo:
 def _thin_listing(entry: dict[str, Any]) -> object:
     if "baseAsset" in entry and "quoteAsset" in entry:
         listing = Listing(*(entry.get(name, "") for name in ("symbol", "status", "baseAsset", "quoteAsset")))
-        return listing if all(type(name) is str for name in listing) else None
+        return listing if all(type(name) is str and name.isprintable() for name in listing) else None
     return None if "filterType" in entry else entry
 
 
@@ -1832,13 +1791,14 @@ class Binance:
         self._clock = clock
         self._http = http
         self._lock = threading.Lock()
-        self._firewall_refusals = 0  # 403 in a row
+        self._firewall_refusals = 0  # 403 in a row, of which those in flight together are one
+        self._refused_seconds = 0.0  # monotonic: the last of them
         self._latest_seconds: deque[float] = deque(maxlen=20)  # of requests that were served
         self._parsing = threading.Lock()  # Python runs no two at once anyway; each holds a page of objects
 
     @property
-    def latency_seconds(self) -> float:
-        """What the exchange takes: the quickest of the latest, since a slow one may have waited for us."""
+    def best_latency_seconds(self) -> float:
+        """The quickest of the latest replies: a slow one may have waited for us."""
         with self._lock:
             return min(self._latest_seconds, default=0.0)
 
@@ -1859,7 +1819,7 @@ class Binance:
             samples.append(self._get(f"{self.market.prefix}/time", {}, 1, parse))
             if samples[-1][0] < SLOW_SAMPLE_SECONDS:
                 break
-        _, server_ms, reply = min(samples)
+        _, server_ms, reply = min(samples, key=lambda sample: sample[0])
         return self._clock.sync(server_ms, reply.sent, reply.received)
 
     def exchange_info(self) -> ExchangeInfo:
@@ -1878,11 +1838,11 @@ class Binance:
         first_ms: int,
         limit: int,
         last_ms: int | None = None,
-        some: bool = False,
+        nonempty: bool = False,
     ) -> Answer:
         """Ask for candles that open from ``first_ms`` on, up to ``last_ms`` or the forming one.
 
-        With ``some`` there must be one, and an empty reply is a bad one.
+        With ``nonempty`` there must be one, and an empty reply is a bad one.
         """
         params = {"symbol": symbol, "interval": timeframe.name, "startTime": first_ms, "limit": limit}
         if last_ms is not None:
@@ -1891,7 +1851,7 @@ class Binance:
         def parse(reply: Reply) -> Answer:
             newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS if last_ms is None else last_ms
             candles = parse_klines(reply.body, timeframe, first_ms, newest_ms, limit)
-            if some and not candles:
+            if nonempty and not candles:
                 raise BadReply("the klines reply has no candle where there must be some")
             return Answer(candles, self._clock.at(reply.sent))
 
@@ -1985,8 +1945,10 @@ class Binance:
     def _paused(self, reply: Reply) -> PauseError:
         """Pause the gate as the reply asks, and the error that says so."""
         with self._lock:
-            repeat = self._firewall_refusals
-            self._firewall_refusals += reply.status == 403
+            if reply.status == 403 and reply.sent > self._refused_seconds:
+                self._firewall_refusals += 1
+                self._refused_seconds = reply.received
+            repeat = max(0, self._firewall_refusals - 1)
         retry_after, now_ms = reply.headers.get("retry-after"), self._clock.now_ms()
         seconds = pause_seconds(reply.status, retry_after, reply.body, now_ms, repeat)
         reason = PAUSES[reply.status].reason
@@ -2006,7 +1968,8 @@ def _error_of(reply: Reply) -> ExchangeError:
         refusal = {}
     code, text = refusal.get("code"), f"HTTP {reply.status}"
     if type(code) is int:
-        text += f", code {code}: {str(refusal.get('msg', ''))[:160]}"
+        message = str(refusal.get("msg", ""))[:160].encode(errors="replace").decode()
+        text += f", code {code}: {message}"
     if code == -1121:
         return SymbolError("unknown to Binance")
     if 300 <= reply.status < 400:
@@ -2107,7 +2070,9 @@ class Store:
             raise StoreError(_with_remedy("Redis refuses", error)) from error
         if self._failures:
             with self._lock:
-                self._failures, self.unreachable_reason = 0, ""
+                was_away, self._failures, self.unreachable_reason = self._failures > 0, 0, ""
+            if was_away:
+                say(logging.INFO, "redis reachable again")
 
     def _unreachable(self, error: Exception) -> StoreError:
         """Note that no connection could be had; a wrong password is none either, and is reported as such."""
@@ -2188,7 +2153,7 @@ class Store:
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
-        text = json.dumps(status, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(status, separators=(",", ":"))
         with self._answering() as client, client.pipeline(transaction=False) as pipe:
             pipe.exists(STATUS_KEY)
             pipe.set(STATUS_KEY, text, ex=self._config.status_ttl)
@@ -2301,7 +2266,7 @@ class Fetcher:
     def pages(
         self, pair: Pair, timeframe: Timeframe, held: Series | None, confirmed: bool, exhausted_ms: int
     ) -> Iterator[Page]:
-        """Fetch what is new since ``held``, page by page, oldest first; the last page is complete.
+        """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
 
         Where the exchange contradicts what was not ``confirmed`` before, all is fetched from the window's
         start. Raises what `Binance.klines` does.
@@ -2311,31 +2276,43 @@ class Fetcher:
         series = held or Series(timeframe)
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
-        first_ms = first_open_to_ask(series, keep, self._config.incremental_candles, start_ms)
-        complete, must_have_some = False, True  # a candle that was there before, or the window's first ones
-        while not complete:
-            now_open_ms = timeframe.floor(self._clock.now_ms())
-            rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
-            limit = min(self._binance.market.page_rows, rows)
-            answer = self._binance.klines(pair.symbol, timeframe, first_ms, limit, some=must_have_some)
-            if not confirmed and contradicts(series, answer.candles):
-                feed = f"{pair.name} {timeframe.name}"
-                say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed)
-                series, confirmed = Series(timeframe), True
-                first_ms = first_open_to_ask(series, keep, 0, start_ms)
-                continue
+        refetch = self._config.incremental_candles if confirmed else max(2, self._config.incremental_candles)
+        first_ms = first_open_to_ask(series, keep, refetch, start_ms)
+        answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
+        if not confirmed and contradicts(series, answer.candles):
+            feed = f"{pair.name} {timeframe.name}"
+            say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed)
+            series = Series(timeframe)
+            first_ms = first_open_to_ask(series, keep, 0, start_ms)
+            answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
+        while True:
             candles = self._with_gaps_filled(pair, series, answer.candles, first_ms)
             series = absorb(series, candles, answer.asked_ms, keep)
-            confirmed, must_have_some = True, False
             first_ms = timeframe.close_of(newest_of(candles)) if candles else first_ms
-            complete = first_ms > now_open_ms
-            if not complete and len(answer.candles) < limit:
+            up_to_date = first_ms > now_open_ms
+            if not up_to_date and not full:
                 # Only the forming candle may be missing without a question: the exchange lags behind a
                 # close. What else is missing at the end is asked for once more, and noted.
-                complete = first_ms in (exhausted_ms, now_open_ms)
+                up_to_date = first_ms in (exhausted_ms, now_open_ms)
                 exhausted_ms = first_ms
             lagging = is_lagging(series, answer.asked_ms)
-            yield Page(series, len(candles), exhausted_ms, complete, lagging)
+            yield Page(series, len(candles), exhausted_ms, up_to_date, lagging)
+            if up_to_date:
+                return
+            answer, now_open_ms, full = self._ask(pair, timeframe, first_ms)
+
+    def _ask(
+        self, pair: Pair, timeframe: Timeframe, first_ms: int, nonempty: bool = False
+    ) -> tuple[Answer, int, bool]:
+        """Ask for the next page. Returns also the open time of the present, and whether the page is full.
+
+        The first page must have a candle: one that was there before, or those at the window's start.
+        """
+        now_open_ms = timeframe.floor(self._clock.now_ms())
+        rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
+        limit = min(self._binance.market.page_rows, rows)
+        answer = self._binance.klines(pair.symbol, timeframe, first_ms, limit, nonempty=nonempty)
+        return answer, now_open_ms, len(answer.candles) >= limit
 
     def _with_gaps_filled(self, pair: Pair, series: Series, candles: Candles, first_ms: int) -> Candles:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
@@ -2346,7 +2323,7 @@ class Fetcher:
         while missing:
             limit = min(self._binance.market.page_rows, timeframe.count(missing[0], missing[-1]))
             answer = self._binance.klines(pair.symbol, timeframe, missing[0], limit, missing[-1])
-            found |= answer.candles
+            found = answer.candles | found  # another server may lag behind the first one
             reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
         return dict(sorted(found.items()))
@@ -2364,8 +2341,8 @@ class Writer:
     """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
 
     Nothing is written under a key of another program, nor before the keys were looked at. Workers write
-    feeds, each under the feed's lock, and the pause; all else is the main thread's, which alone changes
-    the fields below (workers read `_key_problems`, where each entry is set in one step).
+    feeds, each under the feed's lock, and the pause; all else is the main thread's, or a worker's that it
+    waits for. A field that both change is set in one step.
     """
 
     def __init__(
@@ -2381,23 +2358,30 @@ class Writer:
         self._status_at_seconds = 0.0  # monotonic
         self._wrote_status = False
         self._evicting = False
+        self._pause_saved = True
 
     # Reading back
 
     def restore(self, feed: Feed) -> None:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
-        value, stored = self._store.load(feed.timeframe, feed.pair), None
-        wanted = feed.timeframe.candles_in_days(self._config.data_days)
+        value = self._store.load(feed.timeframe, feed.pair)
         try:
-            if value is not None:
-                newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
-                stored = read_stored_value(value, feed.timeframe, wanted, newest_ms)
-                if self._config.closed_only and not stored.series.newest_is_closed:
-                    text, stored = "written without CLOSED_ONLY: one closed candle short of the window", None
-                    raise StoredValueError(text)
+            if value is None:
+                feed.restored(None)
+            else:
+                feed.restored(*self._read_back(feed, value))
         except StoredValueError as error:
             say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
-        feed.restored(stored)
+            feed.restored(None)
+
+    def _read_back(self, feed: Feed, value: bytes) -> tuple[Stored, float]:
+        """What a value holds, and its completeness. Raises StoredValueError."""
+        wanted, closed_only = feed.timeframe.candles_in_days(self._config.data_days), self._config.closed_only
+        newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
+        stored = read_stored_value(value, feed.timeframe, wanted, newest_ms)
+        if closed_only and not stored.series.newest_is_closed:
+            raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
+        return stored, completeness(stored.series, wanted, closed_only)
 
     def restore_pause(self) -> None:
         """Honour a pause from before the restart. Raises StoreError."""
@@ -2419,12 +2403,12 @@ class Writer:
         try:
             self._look_at(feeds)
         except StoreError:
-            for key in (*SYSTEM_KEYS, *(key for feed in feeds for key in _keys(feed))):
+            for key in (key for feed in feeds for key in _keys(feed)):
                 self._key_problems.pop(key, None)
             return list(feeds)
         for feed in feeds:
             if problem := self._problem(*_keys(feed)):
-                feed.error = StoreError(problem)
+                feed.tried(StoreError(problem), self._clock.now_ms())
         return [feed for feed in feeds if not self._problem(*_keys(feed))]
 
     def _look_at(self, feeds: Sequence[Feed]) -> None:
@@ -2489,6 +2473,8 @@ class Writer:
 
     def flush(self, feeds: Iterable[Feed]) -> None:
         """Write what is buffered, without waiting for the next cycle. Raises Stopped."""
+        if not self._pause_saved and not self._store.retry_seconds and self._gate.pause_left_seconds():
+            self.save_pause()
         buffered = [feed for feed in feeds if feed.copy is Copy.BUFFERED]
         if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
             return
@@ -2499,17 +2485,16 @@ class Writer:
             try:
                 self.write(feed, self._clock.now_ms())
                 flushed += 1
-                if isinstance(feed.error, StoreError):  # and not the error of a fetch since
-                    feed.error = None
+                feed.flushed()
             except StoreError as error:
                 say(logging.DEBUG, "deferred, will retry", what=feed.name, reason=str(error))
         if flushed:
-            say(logging.INFO, "redis reachable again, buffered updates flushed", flushed=flushed)
+            say(logging.INFO, "buffered updates flushed", flushed=flushed)
             self._status_at_seconds = 0.0
         if flushed == len(buffered):
             self._flush_at_seconds = 0.0
 
-    def mind_memory(self, feeds: Iterable[Feed]) -> None:
+    def limit_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
         used_mb = figures.resident_mb()
         if self._evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
@@ -2525,24 +2510,27 @@ class Writer:
 
     def save_pause(self) -> None:
         """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
-        gate = self._gate
+        gate, self._pause_saved = self._gate, True
         try:
             self._require(PAUSE_KEY)
             self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
         except StoreError as error:
+            self._pause_saved = False
             say(logging.DEBUG, "deferred, will retry", what="pause", reason=str(error))
         self._status_at_seconds = 0.0  # so that the next tick shows it
 
     def status_is_due(self) -> bool:
-        """Whether the status is to be written again: regularly, or at once after news."""
+        """Whether the status is to be written again: regularly, or at once."""
         return self._clock.monotonic() - self._status_at_seconds >= STATUS_SECONDS
 
-    def write_status(self, status: Mapping[str, object], feeds: Iterable[Feed]) -> None:
+    def write_status(self, fields: Callable[[], Mapping[str, object]], feeds: Iterable[Feed]) -> None:
         """Write the status; where the last one is gone, all else is, and is to be written again."""
-        self._status_at_seconds = self._clock.monotonic()
+        self._status_at_seconds = (
+            self._clock.monotonic()
+        )  # first: what changes from here on makes it due again
         try:
             self._require(STATUS_KEY)
-            existed = self._store.save_status(status)
+            existed = self._store.save_status(fields())
         except StoreError as error:
             say(logging.DEBUG, "deferred, will retry", what="status", reason=str(error))
             return
@@ -2570,16 +2558,17 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
 # serve HTTP, which reads the status.
 #
-# Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) are immutable and go anywhere. Other
-# state has one owner, or a lock:
+# Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
+# go anywhere. Other state has one owner, or a lock:
 #
 #     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update; the
 #                    main thread flushes it, or notes that Redis was emptied. `due` is the main thread's alone
 #     Watchlist, Schedule, Service, Status, Writer
-#                    the main thread; others read
+#                    the main thread, or the one worker that it waits for (Service._in_worker); others read.
+#                    But a pause is saved by the worker that met it
 #     RequestGate    its lock: the pause, the weight of this minute, the token bucket
 #     Binance, Store, Tally, DayOfDelays
-#                    a lock each, held for a few lines and never while waiting for anything
+#                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
 #
 # A feed's lock may be held while one of those is taken, never the other way round.
@@ -2593,8 +2582,8 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # fails, the feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails,
 # what Redis has stays as it is, and the next cycle resumes there.
 #
-# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* when its
-# values are known to be final, too: a reply shows its successor, or repeats it unchanged long after its end.
+# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* once its
+# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end.
 # In between it is *lagging*, and asked for again after 1, 1, 2, 3 and 4 s. What was read back from Redis is
 # *confirmed* once the exchange has repeated some of it.
 # ------------------------------------------------------------------------------
@@ -2607,7 +2596,7 @@ TICK_SECONDS = 1.0
 class Watchlist:
     """The feeds to keep fresh, and the symbols that are invalid now: unknown, halted or delisted.
 
-    The main thread changes it, by replacing what is there; any thread may iterate over it.
+    Changed by replacing what is there, by one thread at a time; any thread may iterate over it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -2622,7 +2611,7 @@ class Watchlist:
         return len(self._feeds)
 
     def update(self, listings: Mapping[str, Listing]) -> None:
-        """Drop what trades no more, take back what does again; feeds that stay keep their candles."""
+        """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
         pairs, invalid = resolve_symbols(self._config.symbols, listings)
         for name, reason in invalid.items():
             if self.invalid.get(name) != reason:
@@ -2638,11 +2627,12 @@ class Watchlist:
 
     def drop_unknown(self) -> None:
         """Drop the feeds whose symbol Binance has called unknown in this cycle."""
-        unknown = {feed.pair.name: feed.failure for feed in self if isinstance(feed.error, SymbolError)}
-        for name, reason in unknown.items():
-            say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
-        self.invalid = self.invalid | unknown
-        self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.name not in unknown}
+        unknown = {feed.pair.symbol: feed.failure for feed in self if isinstance(feed.error, SymbolError)}
+        for name in self._config.symbols:
+            if reason := unknown.get(name.replace("/", "")):
+                say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
+                self.invalid = self.invalid | {name: reason}
+        self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.symbol not in unknown}
 
 
 class Service:
@@ -2707,11 +2697,11 @@ class Service:
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
         self._until_it_works("binance", self._check_symbols)
         self._in_worker(self._check_api_key)
-        self._restore()
+        self._in_worker(self._restore)
         pairs = len({feed.pair for feed in self.watchlist})
         say(logging.INFO, "estimate", **estimate(pairs, config).facts())
 
-    def _until_it_works(self, whom: str, act: Callable[[], None]) -> None:
+    def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
         delay = 1.0
         while True:
@@ -2720,12 +2710,12 @@ class Service:
             except (ExchangeError, StoreError) as error:
                 if self._once:
                     raise
-                say(logging.WARNING, f"waiting for {whom}", retry_seconds=delay, reason=str(error))
-                self.status.waiting_for = f"{whom}: {error}"
+                say(logging.WARNING, f"waiting for {dependency}", retry_seconds=delay, reason=str(error))
+                self.status.waiting_for = f"{dependency}: {error}"
+                self.wait(max(delay, self._store.retry_seconds if isinstance(error, StoreError) else 0.0))
             else:
                 self.status.waiting_for = ""
                 return
-            self.wait(max(delay, self._store.retry_seconds))
             delay = min(MAX_STORE_BACKOFF_SECONDS, delay * 2)
 
     def _in_worker(self, act: Callable[[], None]) -> None:
@@ -2746,7 +2736,7 @@ class Service:
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
     def _check_api_key(self) -> None:
-        """Log whether the API key works. Candles are public, so a bad key is a loud warning and no end."""
+        """Log whether the API key works. Candles are public, so a bad key is an error, but not fatal."""
         if self._config.has_keys:
             check = check_api_key(self._binance)
             say(logging.INFO if check.ok else logging.ERROR, check.found)
@@ -2759,7 +2749,7 @@ class Service:
             try:
                 self.writer.restore(feed)
             except StoreError as error:
-                feed.error = error  # logged by the cycle, which tries again
+                feed.tried(error, 0)  # logged by the cycle, which tries again
         restored = sum(1 for feed in self.watchlist if feed.series)
         facts = {"restored": restored, "to_backfill": len(self.watchlist) - restored}
         say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
@@ -2769,12 +2759,11 @@ class Service:
     def cycle(self, first: bool = False) -> None:
         """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
         started, started_ms = self._clock.monotonic(), self._clock.now_ms()
-        requests = self._binance.requests.total()
-        self.status.state, config = "running", self._config
+        requests_before = self._binance.requests.total()
+        self.status.state = "running"
         due = self.schedule.due(self.watchlist, started_ms)
         writable = self.writer.writable(due)
-        quiet = config.log_file or config.log_format != "text" or config.log_level == "debug"
-        with process.progress_bar(len(writable) if first and not quiet else 0, "Filling") as step:
+        with process.progress_bar(len(writable) if first and self._may_draw() else 0, "Backfill") as step:
             self._work_through(writable, step)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
@@ -2783,11 +2772,16 @@ class Service:
             failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
             self.schedule.cycle_ended(failure_rate)
         self.schedule.plan(due, regular, started_ms, self._clock.now_ms())
-        requests = self._binance.requests.total() - requests
+        requests = self._binance.requests.total() - requests_before
         self.status.report(due, regular, requests, planned=not self._once)
         if regular:
-            self.writer.mind_memory(self.watchlist)
+            self.writer.limit_memory(self.watchlist)
             self.write_status()
+
+    def _may_draw(self) -> bool:
+        """Whether a progress bar would not stand among lines of the log."""
+        config = self._config
+        return not config.log_file and config.log_format == "text" and config.log_level != "debug"
 
     def catch_up(self) -> None:
         """Ask again, as often as planned, for candles that are lagging."""
@@ -2803,7 +2797,9 @@ class Service:
         waiting = deque(feeds)
         most = min(self._config.concurrent_requests, self._config.batch_size)
         while True:
-            needed = workers_needed(self._config.api_requests_per_sec, self._binance.latency_seconds, most)
+            needed = workers_needed(
+                self._config.api_requests_per_sec, self._binance.best_latency_seconds, most
+            )
             missing = min(needed - len(self._running), len(waiting))
             self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
             if not self._running:
@@ -2838,7 +2834,7 @@ class Service:
         except Exception as caught:
             logging.getLogger(LOGGER).exception("internal error")
             error = TetError(f"internal error: {type(caught).__name__}")
-        feed.ended(error, self._clock.now_ms())
+        feed.tried(error, self._clock.now_ms())
         say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=error or "none")
 
     # Between cycles
@@ -2846,14 +2842,18 @@ class Service:
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
         next_ms = min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
+        self._sync_doubtful_clock()
         while (left_ms := next_ms - self._clock.now_ms()) > 0:
             self.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
-            if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
-                self._sync_again_seconds = self._clock.monotonic() + 60
-                self._try("clock", self._sync_clock)
+            self._sync_doubtful_clock()
         if self._clock.now_ms() >= self._symbols_due_ms:
             self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
             self._try("symbols", self._check_symbols)
+
+    def _sync_doubtful_clock(self) -> None:
+        if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
+            self._sync_again_seconds = self._clock.monotonic() + 60
+            self._try("clock", self._sync_clock)
 
     def _try(self, what: str, act: Callable[[], None]) -> None:
         """Let a worker do what may fail without harm, since it is done again."""
@@ -2877,12 +2877,12 @@ class Service:
         if self.writer.status_is_due():
             self.write_status()
         self.writer.flush(self.watchlist)
-        if self.writer.status_is_due():  # there is news
+        if self.writer.status_is_due():  # it has changed
             self.write_status()
 
     def write_status(self) -> None:
         """Write the status now."""
-        self.writer.write_status(self.status.fields(), self.watchlist)
+        self.writer.write_status(self.status.fields, self.watchlist)
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
@@ -2900,7 +2900,7 @@ class Service:
 # Status: the figures, the status object, /health and the metrics
 # ------------------------------------------------------------------------------
 
-HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second, or twice a minute while it waits at the start
+HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second
 MAX_REASONS = 10  # of failures, logged for each cycle
 
 
@@ -2949,7 +2949,7 @@ class Status:
     # What happened
 
     def clock_synced(self, offset_ms: float) -> None:
-        """Note by how much the local clock is ahead of the exchange's, with a warning when that is news."""
+        """Note by how much the local clock is ahead of the exchange's, with a warning when that is new."""
         before_ms, self.clock_offset_ms = self.clock_offset_ms, offset_ms
         if abs(offset_ms) > MAX_CLOCK_OFFSET_MS and abs(offset_ms - before_ms) > MAX_CLOCK_OFFSET_MS:
             word = "ahead of" if offset_ms > 0 else "behind"
@@ -3044,7 +3044,7 @@ class Status:
             "market": self._config.binance_market,
             "timeframes": [timeframe.name for timeframe in self._config.timeframe],
             "symbols": list(dict.fromkeys(feed.pair.name for feed in feeds)),
-            "last_full_scan": _iso_or_none(min((feed.tried_ms for feed in feeds), default=0)),
+            "last_full_scan": _iso_or_none(min((f.tried_ms for f in feeds if f.tried_ms), default=0)),
             "active_symbols": len({feed.pair for feed in feeds}),
             "successful_updates": self._written,
             "failed_updates": self._failed,
@@ -3069,7 +3069,7 @@ class Status:
         }
 
     def _next_cycle_ms(self) -> int:
-        return min((feed.due.regular_ms for feed in self._watchlist), default=0)
+        return min((feed.due.regular_ms for feed in self._watchlist if feed.due.regular_ms), default=0)
 
     @staticmethod
     def _freshness(feeds: Sequence[Feed], now_ms: int) -> dict[str, object]:
@@ -3160,13 +3160,10 @@ def read_report(config: Config, store: Store, local_ms: int) -> Report:
 
     Raises StoreError.
     """
-    from tet_extras.report import make_report
+    from tet_extras.report import configured_pairs, make_report
 
     status, status_age_seconds = store.load_status() or ({}, None)
-    known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
-    invalid = status.get("invalid_symbols") or {}
-    names = [known.get(name.replace("/", ""), name) for name in config.symbols if name not in invalid]
-    names = [name for name in dict.fromkeys(names) if "/" in name]
+    names = configured_pairs(config.symbols, status)
     feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
     found = zip(feeds, store.load_tails(feeds), strict=True)
     tails = [(pair.name, timeframe.name, *values) for (pair, timeframe), values in found]
@@ -3272,13 +3269,6 @@ def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *,
 WATCH_SECONDS = 2.0
 
 
-def find_config_file(given: str | None) -> Path | None:
-    """The config file to read: the one given, else the first default one that exists, else none."""
-    if given:
-        return Path(given)
-    return next((path for path in map(Path, DEFAULT_CONFIG_FILES) if path.is_file()), None)
-
-
 @contextmanager
 def with_redis(config: Config) -> Iterator[Config]:
     """The settings with an address to connect to: for ``embedded`` that of a server started for as long.
@@ -3373,12 +3363,26 @@ def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
     if what == "health":
         with connect_http(config) as http:
             return show_health(config, clock, Binance(config, clock, http), store, as_json=as_json)
+    if not watch:
+        return show_status(config, store, as_json=as_json)
+    code = EXIT_FAILED
     with suppress(KeyboardInterrupt):
-        while watch:
+        while True:
             click.clear()
-            show_status(config, store, as_json=as_json)
+            code = show_status(config, store, as_json=as_json)
             time.sleep(WATCH_SECONDS)
-    return show_status(config, store, as_json=as_json)
+    return code
+
+
+def show_config(resolved: Resolved) -> int:
+    """``--check-config``: print the settings in force and where each is from; warnings go to stderr."""
+    from tet_extras.report import config_table
+
+    rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
+    click.echo(config_table(rows))
+    for warning in resolved.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return EXIT_OK
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -3399,20 +3403,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-class GroupedCommand(click.Command):
-    """A command whose --help lists what to do and the settings in two groups."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options."""
-        names = {option.name for option in OPTIONS}
-        for title, are_settings in (("What to do", False), ("Settings", True)):
-            chosen = [param for param in self.get_params(ctx) if (param.name in names) is are_settings]
-            with formatter.section(title):
-                formatter.write_dl(list(filter(None, (param.get_help_record(ctx) for param in chosen))))
-
-
 @click.command(
-    cls=GroupedCommand,
+    cls=process.GroupedCommand,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""Every setting can also stand in the environment or the config file (dotenv syntax), under the
     name that config.example and the README give; a flag wins over the environment, and that over the
@@ -3461,32 +3453,19 @@ def main(
         if as_demo:
             process.end_process(demo(given, once=once))
         resolved = resolve_config(given, os.environ, find_config_file(config_file))
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        for warning in error.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        click.echo("Nothing was started. --help lists the settings.", err=True)
-        sys.exit(EXIT_USAGE)
-    if check_config:
-        from tet_extras.report import config_table
-
-        rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
-        click.echo(config_table(rows))
-        for warning in resolved.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        sys.exit(EXIT_OK)
-    if look_at:
-        try:
+        if check_config:
+            sys.exit(show_config(resolved))
+        if look_at:
             sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
-        except TetError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
-    try:
         start_logging(resolved.config)
-    except OSError as error:
-        click.echo(f"error: LOG_FILE: {resolved.config.log_file}: {error.strerror}", err=True)
+    except ConfigError as error:
+        lines = [f"error: {problem}" for problem in error.problems]
+        lines += [f"warning: {warning}" for warning in error.warnings]
+        click.echo("\n".join([*lines, "Nothing was started. --help lists the settings."]), err=True)
         sys.exit(EXIT_USAGE)
+    except TetError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
     for warning in resolved.warnings:
         say(logging.WARNING, warning)
     process.end_process(serve(resolved.config, once=once))

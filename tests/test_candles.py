@@ -353,6 +353,13 @@ def test_missing_candles_are_news_only_once():
     assert tet.missing_opens(series, later, START + 4 * STEP) == [START + 6 * STEP]
 
 
+@pytest.mark.parametrize(("is_closed", "missing"), [(False, [START + 5 * STEP]), (True, [])])
+def test_a_forming_candle_that_a_reply_skips_is_asked_for_again(is_closed, missing):
+    """Half of it must not pass for a closed one because its successor is there."""
+    series = tet.Series(TF).merge(candles_from([3, 4, 5]), is_closed, 100)
+    assert tet.missing_opens(series, candles_from([3, 4, 6]), START + 3 * STEP) == missing
+
+
 # Stored values from outside
 
 

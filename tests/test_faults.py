@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -272,6 +273,34 @@ def test_a_403_pauses_longer_each_time(exchange, redis_url):
     assert [60 <= waits[0] < 100, 120 <= waits[1] < 160] == [True, True], waits
 
 
+def test_403s_in_flight_together_are_one_refusal(exchange, redis_url):
+    """Twelve workers are refused at once: the pause is that of the first refusal."""
+    exchange.market = Market.random_walk(DEFAULT_PAIRS)
+    with started(exchange, redis_url, SYMBOLS=",".join(DEFAULT_PAIRS)) as rig:
+        rig.refresh()
+        exchange.latency_seconds = 0.3
+        exchange.faults.always("403_html")
+        exchange.clear()
+        workers = [in_background(partial(rig.service.update, feed)) for feed in rig.feeds[:6]]
+        eventually(lambda: len(exchange.asked("klines")) == 6)
+        eventually(lambda: rig.binance.requests.counts().get("403") == 6)
+        assert 50 < rig.binance.gate.pause_left_seconds() <= 61
+        rig.clock.stop()
+        for worker in workers:
+            worker.join()
+
+
+def test_a_message_that_is_no_text_ends_nothing(exchange, redis_url, reader):
+    """A lone surrogate in a refusal cannot be written as UTF-8: status and log say the rest."""
+    with started(exchange, redis_url) as rig:
+        exchange.faults.add("lone_surrogate")
+        rig.refresh()
+        assert "Illegal character '?'." in rig.feeds[0].failure
+        rig.service.write_status()
+    failed = json.loads(reader.get("tet:system:status"))["failed_symbols"]
+    assert failed == {"BTC/USDT 15m": "Binance refuses: HTTP 400, code -1100: Illegal character '?'."}
+
+
 def test_a_451_says_what_helps_and_asks_every_five_minutes(exchange, redis_url, caplog):
     """A region that is not served: one message with the ways out, one attempt in five minutes."""
     exchange.market = Market.random_walk(DEFAULT_PAIRS)
@@ -296,8 +325,8 @@ def test_the_first_requests_tell_how_far_away_the_exchange_is(exchange, redis_ur
     """So a fill begins with as many workers as that takes, and no more."""
     exchange.latency_seconds = latency_seconds
     with started(exchange, redis_url) as rig:
-        assert latency_seconds <= rig.binance.latency_seconds < latency_seconds + 0.1
-        needed = tet.workers_needed(100, rig.binance.latency_seconds, 12)
+        assert latency_seconds <= rig.binance.best_latency_seconds < latency_seconds + 0.1
+        needed = tet.workers_needed(100, rig.binance.best_latency_seconds, 12)
         assert (needed > 1) == (latency_seconds > 0)
 
 
@@ -309,7 +338,7 @@ def test_an_exchange_that_refuses_at_once_is_not_taken_for_a_near_one():
         binance.attempts = 1
         with pytest.raises(tet.TransientError):
             binance.sync_clock()
-    assert binance.latency_seconds == 0
+    assert binance.best_latency_seconds == 0
 
 
 def test_the_rate_is_kept_and_not_exceeded(exchange, redis_url):

@@ -21,10 +21,10 @@ def series_of(volume="1", count=3):
     return tet.Series(TF).merge(tet.make_candles(opens, map(tet.iso_time, opens), ohlcv), False, 100)
 
 
-def page_of(volume="1", complete=True, **given):
+def page_of(volume="1", up_to_date=True, **given):
     """A page that a fetch has come to."""
     facts = {"candles": 3, "exhausted_ms": 0, "lagging": False} | given
-    return tet.Page(series_of(volume), complete=complete, **facts)
+    return tet.Page(series_of(volume), up_to_date=up_to_date, **facts)
 
 
 def new_feed(pair=("BTC", "USDT"), **given):
@@ -65,7 +65,7 @@ def test_a_page_of_many_is_kept_aside():
     """Only the complete series may be stored; the next fetch goes on from the partial one."""
     feed = new_feed()
     feed.restored(None)
-    feed.fetched(page_of(complete=False, exhausted_ms=7), NOON_MS, False)
+    feed.fetched(page_of(up_to_date=False, exhausted_ms=7), NOON_MS, False)
     assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.CONFIRMED, None, 7)
     assert feed.partial
     assert feed.fetched_ms == 0
@@ -122,9 +122,9 @@ def test_what_was_evicted_is_read_back(feed):
 
 def test_an_error_is_told_by_its_text(feed):
     """And is gone after a good update."""
-    feed.ended(tet.StoreError("Redis is full"), 5)
+    feed.tried(tet.StoreError("Redis is full"), 5)
     assert (feed.failure, feed.tried_ms) == ("Redis is full", 5)
-    feed.ended(None, 6)
+    feed.tried(None, 6)
     assert (feed.failure, feed.tried_ms) == ("", 6)
 
 
@@ -141,7 +141,7 @@ def test_no_history_leads_to_a_state_that_cannot_be(events):
         before = feed.series
         match event:
             case "page":
-                feed.fetched(page_of("3", complete=False), NOON_MS, False)
+                feed.fetched(page_of("3", up_to_date=False), NOON_MS, False)
                 assert feed.series is before
             case "same" | "changed":
                 feed.fetched(page_of("1" if event == "same" else "2"), NOON_MS, False)
@@ -229,11 +229,11 @@ def test_a_feed_that_stays_keeps_its_candles():
 
 def test_a_symbol_called_unknown_is_dropped_in_all_timeframes():
     """Other failures are not: they may pass."""
-    watchlist = tet.Watchlist(settings(SYMBOLS="BTC/USDT,ETH/USDT", TIMEFRAME="15m,1h"))
+    watchlist = tet.Watchlist(settings(SYMBOLS="BTCUSDT,ETH/USDT", TIMEFRAME="15m,1h"))
     watchlist.update(listings("BTC", "ETH"))
     btc, eth = list(watchlist)[:2]
-    btc.ended(tet.SymbolError("unknown to Binance"), 1)
-    eth.ended(tet.TransientError("no answer"), 1)
+    btc.tried(tet.SymbolError("unknown to Binance"), 1)
+    eth.tried(tet.TransientError("no answer"), 1)
     watchlist.drop_unknown()
     assert {feed.pair.name for feed in watchlist} == {"ETH/USDT"}
-    assert watchlist.invalid == {"BTC/USDT": "unknown to Binance"}
+    assert watchlist.invalid == {"BTCUSDT": "unknown to Binance"}, "as it was configured"

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import ssl
+import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -141,6 +142,13 @@ def test_a_secret_with_quotes_in_it_is_redacted_too(style):
     text = LogFormatter(style, [secret]).format(record)
     assert "pa" not in text.replace("password", "")
     assert "***" in text
+    try:
+        raise ValueError(f"not {secret}")
+    except ValueError:
+        record = logging.LogRecord("tet", logging.INFO, "", 0, f"event {secret}", None, sys.exc_info())
+    text = LogFormatter(style, [secret]).format(record)
+    assert text.count("***") == 2
+    assert "word" not in text
 
 
 def test_no_proxy_sees_a_signed_call_to_this_machine(exchange, redis_url, monkeypatch):

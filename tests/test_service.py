@@ -151,13 +151,14 @@ def test_a_changed_candle_is_corrected(exchange, redis_url, reader):
     assert list(stored(reader)["candles"][tet.iso_time(changed)].values()) == values
 
 
-def test_candles_of_another_market_are_not_taken_over(exchange, redis_url, reader, caplog):
+@pytest.mark.parametrize("refetch", [1, 6])
+def test_candles_of_another_market_are_not_taken_over(exchange, redis_url, reader, caplog, refetch):
     """What another exchange or a demo left under the same keys is noticed at once, and replaced."""
     with SimulatedBinance(market=another_market(), clock=exchange.clock) as other:
         with started(other, redis_url) as rig:
             rig.refresh()
     assert not is_of(exchange, stored(reader))
-    with started(exchange, redis_url) as rig:
+    with started(exchange, redis_url, INCREMENTAL_CANDLES=refetch) as rig:
         rig.refresh()
     assert is_of(exchange, stored(reader))
     assert "stored candles are of another market, backfilling" in caplog.messages

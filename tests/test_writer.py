@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -73,6 +75,61 @@ def test_keys_are_looked_at_again_after_redis_was_away(exchange, redis_url, read
         rig.service.update(rig.feeds[0])
         assert rig.feeds[0].copy is tet.Copy.BUFFERED
     assert reader.lrange(KEY, 0, -1) == ["precious"]
+
+
+def test_an_outage_at_the_start_of_a_cycle_does_not_silence_the_status(exchange, redis_url, reader):
+    """When Redis answers again the status and a pause are written, whatever the workers wait for."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        rig.store._retry_at_seconds = rig.clock.monotonic() + 0.05
+        rig.store.unreachable_reason = "Redis is away"
+        rig.service.writer.writable(rig.feeds)
+        rig.binance.gate.pause(3600, "banned")
+        rig.service.writer.save_pause()
+        assert not reader.exists("tet:system:pause")
+        eventually(lambda: not rig.store.retry_seconds)
+        rig.service.tick()
+        assert json.loads(reader.get("tet:system:status"))["state"] == "paused"
+        assert reader.pttl("tet:system:pause") > 3_500_000
+
+
+def test_what_changes_while_the_status_is_made_makes_it_due_again(exchange, redis_url):
+    """A worker's pause is in the status a second later, not after a quarter of a minute."""
+    with started(exchange, redis_url) as rig:
+        fields = rig.service.status.fields
+
+        def fields_and_a_pause():
+            found = fields()
+            rig.binance.gate.pause(60, "rate limited")
+            rig.service.writer.save_pause()
+            return found
+
+        rig.service.writer.write_status(fields_and_a_pause, rig.feeds)
+        assert rig.service.writer.status_is_due()
+
+
+def test_the_main_thread_ticks_while_candles_are_restored(exchange, redis_url):
+    """However long it takes to read millions of candles, the service is seen to live."""
+    with Rig(exchange, redis_url) as rig:
+        load, beats = rig.store.load, []
+
+        def slowly(*place):
+            beats.append(rig.service.status.heartbeat_seconds)
+            time.sleep(1.3)
+            beats.append(rig.service.status.heartbeat_seconds)
+            return load(*place)
+
+        rig.store.load = slowly
+        rig.service.start()
+        assert beats[1] > beats[0]
+
+
+def test_what_was_restored_counts_as_complete_before_it_is_written(exchange, redis_url):
+    """A ban right after a restart is no reason to report that candles are missing."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+    with started(exchange, redis_url) as rig:
+        assert rig.service.status.fields()["completeness_min"] == 1.0
 
 
 def test_a_flush_replaces_an_older_value_of_the_same_length(exchange, redis_url, reader):

@@ -14,7 +14,7 @@ What every run of the service needs of the system around it:
 
 * ``transport``: connections to the exchange, proxies, deadlines.
 * ``logs``: how the log looks, and the log file.
-* ``addresses``, ``settings_file``: the texts that settings are made of.
+* ``options``, ``addresses``, ``settings_file``: what a setting is, and the texts that it is read from.
 * ``figures``: counts, delays, memory and costs, for the status.
 * ``process``: signals, the service manager, memory, the end.
 """

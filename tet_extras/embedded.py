@@ -120,9 +120,9 @@ def find_server() -> Path:
 class EmbeddedServer:
     """The server, on loopback, its data kept between runs. It ends when this process does, however that ends.
 
-    One process at a time has a data folder. When the server dies in mid-run a thread of this class, the
-    only one that touches `_keeper` after `start`, starts it again on its port and its data, after a
-    back-off that doubles from one second while it keeps dying. ``log`` is called with a level of logging, an
+    One process at a time has a data folder. When the server dies in mid-run a thread of this class
+    starts it again on its port and its data, after a back-off that doubles from one second while it keeps
+    dying; only that thread sets `_keeper` after `start`. ``log`` is called with a level of logging, an
     event and its facts, also from that thread.
     """
 
@@ -138,7 +138,7 @@ class EmbeddedServer:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self._stopping = threading.Event()
-        self._minder = threading.Thread(target=self._mind, name="embedded", daemon=True)
+        self._supervisor = threading.Thread(target=self._supervise, name="embedded", daemon=True)
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises EmbeddedError."""
@@ -152,12 +152,15 @@ class EmbeddedServer:
         self.port = next(filter(_is_free, self._ports), 0)
         if not self.port:
             raise EmbeddedError("no free port for the embedded server")
-        (self.folder / "port").write_text(str(self.port), encoding="ascii")
-        self._launch()
+        try:
+            (self.folder / "port").write_text(str(self.port), encoding="ascii")
+            self._launch()
+        except OSError as error:
+            raise EmbeddedError(f"DATA_DIR {self.folder}: {error.strerror}") from error
         if not self._answers():
             self.stop()
             raise EmbeddedError(f"the embedded server does not start; see {self.folder / 'server.log'}")
-        self._minder.start()
+        self._supervisor.start()
         self._log(
             logging.INFO, "embedded server", address=f"127.0.0.1:{self.port}", data_dir=str(self.folder)
         )
@@ -166,8 +169,8 @@ class EmbeddedServer:
         """Let it save and end."""
         self._stopping.set()
         self._end_keeper()
-        if self._minder.ident:
-            self._minder.join(STOP_SECONDS)
+        if self._supervisor.ident:
+            self._supervisor.join(STOP_SECONDS)
         else:
             self._wait_for_end()
         if self._lock:
@@ -200,7 +203,7 @@ class EmbeddedServer:
         }
         return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
-    def _mind(self) -> None:
+    def _supervise(self) -> None:
         """Start the server again whenever it ends, until it is to stop."""
         backoff_seconds = 1.0
         while True:
@@ -215,10 +218,14 @@ class EmbeddedServer:
             self._end_keeper()
             if self._stopping.wait(backoff_seconds):
                 return None
-            self._launch()
+            try:
+                self._launch()
+            except OSError as error:  # no memory, no process left: it may pass
+                self._keeper = None
+                self._log(logging.WARNING, "embedded server not started", reason=str(error))
             if self._stopping.is_set():
                 return self._end_keeper()
-            if self._answers():
+            if self._keeper and self._answers():
                 self._log(logging.INFO, "embedded server restarted", address=f"127.0.0.1:{self.port}")
             backoff_seconds = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2)
 

@@ -26,18 +26,17 @@ class LogFormatter(logging.Formatter):
         """The record as one line (a traceback follows on lines of its own in text style)."""
         facts = {name: self._redacted(value) for name, value in getattr(record, "facts", {}).items()}
         when = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        event = self._without_secrets(record.getMessage())  # before quoting can hide them
+        trace = self._without_secrets(self.formatException(record.exc_info)) if record.exc_info else ""
         if self._json:
-            line = {"time": when, "level": record.levelname.lower(), "event": record.getMessage(), **facts}
-            if trace:
-                line["traceback"] = trace
-            return self._without_secrets(json.dumps(line, ensure_ascii=False))
+            line = {"time": when, "level": record.levelname.lower(), "event": event, **facts}
+            return json.dumps(line | ({"traceback": trace} if trace else {}), ensure_ascii=False)
         words = "".join(f" {name}={_as_word(value)}" for name, value in facts.items())
-        text = f"{when} {record.levelname:<7} {record.getMessage()}{words}"
-        return self._without_secrets(f"{text}\n{trace}" if trace else text)
+        text = f"{when} {record.levelname:<7} {event}{words}"
+        return f"{text}\n{trace}" if trace else text
 
     def _redacted(self, value: object) -> object:
-        """The value without secrets, before quoting can hide them."""
+        """The value without secrets."""
         return value if isinstance(value, int | float | None) else self._without_secrets(str(value))
 
     def _without_secrets(self, text: str) -> str:
@@ -79,6 +78,12 @@ def make_handler(
     """A handler for stderr, or for the log file. Raises OSError when that cannot be opened."""
     handler: logging.Handler = logging.StreamHandler()
     if file:
-        handler = LogFile(file, maxBytes=max_mb * 1_000_000, backupCount=backups, encoding="utf-8")
+        handler = LogFile(
+            file,
+            maxBytes=max_mb * 1_000_000,
+            backupCount=backups,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
     handler.setFormatter(LogFormatter(style, secrets))
     return handler

@@ -22,7 +22,7 @@ MAX_STOP_SECONDS = 4.5
 
 
 def stop_on_signals(stop: Callable[[str], None], code: int) -> None:
-    """Let SIGINT and SIGTERM stop the service; a second one, or `MAX_STOP_SECONDS`, end it at once.
+    """Let SIGINT and SIGTERM stop the service; a second one a second later, or `MAX_STOP_SECONDS`, end it.
 
     The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads it
     and calls ``stop`` with the signal's name: that may take a lock that the interrupted thread holds.
@@ -119,3 +119,14 @@ def version_text(version: str) -> str:
     except ImportError:
         return version
     return f"{version} ({build.COMMIT}, built {build.BUILT})"
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help lists what to do and the settings, whose names are upper case, in two groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        for title, are_settings in (("What to do", False), ("Settings", True)):
+            chosen = [each for each in self.get_params(ctx) if str(each.name).isupper() is are_settings]
+            with formatter.section(title):
+                formatter.write_dl(list(filter(None, (each.get_help_record(ctx) for each in chosen))))

@@ -33,6 +33,14 @@ class Row(NamedTuple):
     state: str
 
 
+def configured_pairs(symbols: Iterable[str], status: Mapping[str, Any]) -> list[str]:
+    """The symbols as pairs, as the status spells them, without those that are invalid."""
+    known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
+    invalid = status.get("invalid_symbols") or {}
+    names = [known.get(name.replace("/", ""), name) for name in symbols if name not in invalid]
+    return [name for name in dict.fromkeys(names) if "/" in name]
+
+
 @dataclass(frozen=True)
 class Report:
     """The service's own status and its age, a row per pair and timeframe, and what is not well."""
@@ -87,9 +95,9 @@ def _row(
         facts = fields["candle_count"], fields["data_completeness"], fields["last_candle_time"]
     except (ValueError, KeyError, TypeError):
         return Row(symbol, timeframe, 0, 0.0, "", None, "", "missing" if tail == b"" else "not ours")
-    if isinstance(timestamp, bytes):  # the candles may be the same since their value was written
+    if isinstance(timestamp, bytes):  # it counts; the value may have been written before or after
         with suppress(ValueError):
-            updated_seconds = max(updated_seconds, seconds_of(timestamp.decode(errors="replace")))
+            updated_seconds = seconds_of(timestamp.decode(errors="replace"))
     age_seconds = max(0.0, now_seconds - updated_seconds)
     failing = f"{symbol} {timeframe}" in failed
     state = "stale" if age_seconds > max_age_seconds else "failing" if failing else "fresh"

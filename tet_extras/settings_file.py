@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+DEFAULT_CONFIG_FILES = ("config.txt", ".env")
 PLACEHOLDER = re.compile(r"your[_-].*|<.*>|\[.*\]|change[_-]?me|x{3,}|\*+|\.{3}|todo", re.IGNORECASE)
 
 
@@ -27,6 +28,13 @@ class SettingsFile(NamedTuple):
     settings: dict[str, Setting]
     problems: list[str]
     warnings: list[str]
+
+
+def find_config_file(given: str | None) -> Path | None:
+    """The config file to read: the one given, else the first default one that exists, else none."""
+    if given:
+        return Path(given)
+    return next((path for path in map(Path, DEFAULT_CONFIG_FILES) if path.is_file()), None)
 
 
 def read_settings_file(path: Path, known: Collection[str], secrets: Collection[str]) -> SettingsFile:
@@ -57,7 +65,7 @@ def read_settings_file(path: Path, known: Collection[str], secrets: Collection[s
     holds_secret = any(is_given(file.settings[name].text) for name in secrets if name in file.settings)
     holds_secret = holds_secret or "@" in file.settings.get("REDIS_ADDR", ("",))[0]
     if holds_secret and os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        file.warnings.append(f"{path} holds a secret and others may read it; mend with: chmod 600 {path}")
+        file.warnings.append(f"{path} holds a secret and others may read it; fix with: chmod 600 {path}")
     return file
 
 

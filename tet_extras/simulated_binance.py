@@ -590,7 +590,10 @@ ALL_FAULTS = (
     *("empty_list", "missing_fields", "nulls", "nan", "negative", "high_below_low"),
     *("unsorted", "duplicates", "off_grid", "outside"),
 )
-FAULTS = (*ALL_FAULTS, "429", "418", "403_html", "451", "redirect", "oversize", "dribble", "dribble_head")
+FAULTS = (
+    *(*ALL_FAULTS, "429", "418", "403_html", "451", "redirect", "oversize", "dribble", "dribble_head"),
+    "lone_surrogate",
+)
 
 OVERSIZE_PIECE = b'"' + b"0" * 65_533 + b'",'
 OVERSIZE_PIECES = 17 * 16  # of 64 KiB: 17 MiB
@@ -1119,6 +1122,7 @@ class SimulatedBinance:
             "418": lambda: self._banned(ask, ask.now_ms + ban_ms),
             "403_html": lambda: _page(403, "403 Forbidden"),
             "451": lambda: _error(451, 0, region),
+            "lone_surrogate": lambda: _error(400, -1100, "Illegal character '\ud800'."),
             "redirect": lambda: _Reply(302, headers={"Location": "http://127.0.0.2:1/"}),
             "oversize": lambda: _Reply(headers={"Transfer-Encoding": "chunked"}),
         }

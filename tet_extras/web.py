@@ -75,7 +75,7 @@ GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("tet_uptime_seconds", "Time since the start.", lambda s: s["uptime_seconds"]),
     (
         "tet_last_cycle_timestamp_seconds",
-        "When the last cycle ended.",
+        "When the least recently tried feed was tried.",
         lambda s: seconds(s["last_full_scan"]),
     ),
 )

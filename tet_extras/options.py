@@ -1,0 +1,71 @@
+"""What a row of the options table is: a setting's names, its type, its help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import click
+
+
+class Parsed(NamedTuple):
+    """A type of setting with a parser of ours: ``name`` for --help, and in words what is ``allowed``.
+
+    ``parse`` raises ValueError for what is not.
+    """
+
+    name: str
+    allowed: str
+    parse: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row of the options table: a setting's names, default, type and help.
+
+    ``default`` is text, parsed like any other; None means unset.
+    """
+
+    name: str
+    flag: str | None
+    default: str | None
+    type: Any  # one of click's, or Parsed
+    help: str
+    secret: bool = False
+
+    def parse(self, text: str) -> Any:
+        """The value that the text stands for. Raises ValueError for what is not allowed."""
+        if isinstance(self.type, Parsed):
+            return self.type.parse(text)
+        if isinstance(self.type, click.IntRange | click.FloatRange) and not re.fullmatch("[0-9.e+-]+", text):
+            raise ValueError("not a plain number")  # Python also reads 1_000, nan and other scripts' digits
+        try:
+            return self.type.convert(text, None, None)
+        except click.UsageError as error:
+            raise ValueError(error.message) from None
+
+    @property
+    def allowed(self) -> str:
+        """In words, what is allowed."""
+        match self.type:
+            case click.IntRange():
+                return f"a whole number, {self.type.min} to {self.type.max}"
+            case click.FloatRange():
+                return f"a number, {self.type.min:g} to {self.type.max:g}"
+            case click.Choice():
+                return " or ".join(self.type.choices)
+            case Parsed():
+                return self.type.allowed
+        return "true or false"
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in --help."""
+        match self.type:
+            case click.Choice():
+                return f"[{'|'.join(self.type.choices)}]"
+            case click.types.BoolParamType():
+                return "[BOOL]"
+        return str(self.type.name).removesuffix(" range").upper()
