@@ -2635,6 +2635,11 @@ class Watchlist:
         self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.symbol not in unknown}
 
 
+def _may_draw(config: Config) -> bool:
+    """Whether a progress bar would not stand among lines of the log."""
+    return not config.log_file and config.log_format == "text" and config.log_level != "debug"
+
+
 class Service:
     """Keeps the candles of all configured pairs fresh, until it is stopped, or once. Edges are passed in."""
 
@@ -2696,7 +2701,7 @@ class Service:
         offset_ms = round(self.status.clock_offset_ms)
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
         self._until_it_works("binance", self._check_symbols)
-        self._in_worker(self._check_api_key)
+        self._in_worker(partial(log_api_key, config, self._binance))
         self._in_worker(self._restore)
         pairs = len({feed.pair for feed in self.watchlist})
         say(logging.INFO, "estimate", **estimate(pairs, config).facts())
@@ -2735,12 +2740,6 @@ class Service:
         self.watchlist.update(self._binance.exchange_info().listings)
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
-    def _check_api_key(self) -> None:
-        """Log whether the API key works. Candles are public, so a bad key is an error, but not fatal."""
-        if self._config.has_keys:
-            check = check_api_key(self._binance)
-            say(logging.INFO if check.ok else logging.ERROR, check.found)
-
     def _restore(self) -> None:
         """Read back what Redis holds."""
         started = self._clock.monotonic()
@@ -2763,7 +2762,9 @@ class Service:
         self.status.state = "running"
         due = self.schedule.due(self.watchlist, started_ms)
         writable = self.writer.writable(due)
-        with process.progress_bar(len(writable) if first and self._may_draw() else 0, "Backfill") as step:
+        with process.progress_bar(
+            len(writable) if first and _may_draw(self._config) else 0, "Backfill"
+        ) as step:
             self._work_through(writable, step)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
@@ -2777,11 +2778,6 @@ class Service:
         if regular:
             self.writer.limit_memory(self.watchlist)
             self.write_status()
-
-    def _may_draw(self) -> bool:
-        """Whether a progress bar would not stand among lines of the log."""
-        config = self._config
-        return not config.log_file and config.log_format == "text" and config.log_level != "debug"
 
     def catch_up(self) -> None:
         """Ask again, as often as planned, for candles that are lagging."""
@@ -3251,6 +3247,13 @@ def check_api_key(binance: Binance) -> Check:
         advice = "make one that may not trade or withdraw"
         return Check("keys", False, f"the API key may do more than read; {advice}: {', '.join(excess)}")
     return Check("keys", True, "the API key is valid and may only read")
+
+
+def log_api_key(config: Config, binance: Binance) -> None:
+    """Log whether the API key works. Candles are public, so a bad key is an error, but not fatal."""
+    if config.has_keys:
+        check = check_api_key(binance)
+        say(logging.INFO if check.ok else logging.ERROR, check.found)
 
 
 def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -234,3 +235,15 @@ def test_what_contributing_names_is_there():
         elif not name.startswith("git "):
             assert name.rpartition(".")[2] in sources, name
     assert re.findall(r"```sh\n(.*?)```", text, re.S)[0] in README
+
+
+def test_the_module_keeps_its_shape():
+    """3,500 lines in chapters under 500, classes with one job, functions short enough to see at once."""
+    source = PROGRAM.read_text()
+    assert source.count("\n") <= 3500
+    chapters = re.split(r"^# -{78}\n(?=# \w)", source, flags=re.M)
+    assert len(chapters) > 15
+    assert max(chapter.count("\n") for chapter in chapters) <= 500
+    for node in ast.walk(ast.parse(source)):
+        most = {ast.ClassDef: 250, ast.FunctionDef: 60}.get(type(node))
+        assert most is None or node.end_lineno - node.lineno + 1 <= most, node.name
