@@ -122,7 +122,7 @@ def test_a_server_that_dies_is_started_again(arguments, tmp_path):
             value = client.get("tet:kline:15m:BTC_USDT")
             for times in (1, 2):
                 os.kill(int(eventually(partial(server_on, folder))), signal.SIGKILL)
-                eventually(partial(has_restarted, running.log, times))
+                eventually(partial(has_restarted, running.log, times), 60)  # the port may be taken meanwhile
                 assert client.get("tet:kline:15m:BTC_USDT") == value
         assert running.log.read_text().count("embedded server died, restarting it") >= 2
         running.process.send_signal(signal.SIGTERM)
