@@ -12,9 +12,8 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
     * ``ohlcv_data``: a JSON *string* that holds an object from candle open time to ``{"open", "high",
       "low", "close", "volume"}``, each a decimal string, the exchange's value with trailing zeros
       cut; oldest first, no duplicates, on the timeframe's grid, at most N candles.
-    * ``last_candle_time``, ``last_update``, ``data_start``: open time of the newest candle, time of
-      this write (an update that changes no candle leaves the value as it is), open time of the oldest
-      candle.
+    * ``last_candle_time``, ``last_update``, ``data_start``: open time of the newest candle, time of the
+      last good update, open time of the oldest candle. Blanks may follow the object.
     * ``data_end``: the end (exclusive) of the newest candle known to be closed. A candle that opens
       at ``data_end`` or later is still forming.
     * ``data_completeness``: ``candle_count`` / N, at most 1; N is how many candles of the timeframe
@@ -40,13 +39,13 @@ Each update is announced on the channel ``tet:updates`` as a JSON object: ``symb
 Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
 *Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
 *Ended*: a candle's time is over; *closed*: its values will not change any more, too; *lagging*: ended and
-not seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Touch*: to
-renew a value's expiry and timestamp where no candle changed. *Buffered*: kept in memory because Redis did
-not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since Redis has it.
-*Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes. *Pause*: rate
-limited, banned or refused; *probe*: the one request that goes first after a pause. *Invalid*: a symbol
-unknown, halted or delisted. *Clock offset*: local time minus exchange time. *Heartbeat*: the main loop's,
-each second.
+not seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Image*: what
+Redis has of a feed. *Patch*: to write the end of a value where its front stays. *Buffered*: kept in memory
+because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since
+Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes.
+*Pause*: rate limited, banned or refused; *probe*: the one request that goes first after a pause.
+*Invalid*: a symbol unknown, halted or delisted. *Clock offset*: local time minus exchange time.
+*Heartbeat*: the main loop's, each second.
 
 The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
 
@@ -96,7 +95,9 @@ import click
 
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
-from tet_extras.options import Option, Parsed
+from tet_extras.figures import some_of
+from tet_extras.options import Option, Parsed, api_key, listed, symbol_names
+from tet_extras.remedies import with_remedy
 from tet_extras.settings_file import (
     Setting,
     SettingsFile,
@@ -130,7 +131,6 @@ DAY_MS = 24 * HOUR_MS
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
-SYSTEM_KEYS = (STATUS_KEY, PAUSE_KEY)
 UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -196,6 +196,10 @@ class RefusedError(ExchangeError):
 
 class StoreError(TetError):
     """Redis cannot be reached, or refuses. The message ends with the remedy."""
+
+
+class TakenError(StoreError):
+    """A key of ours holds what another program has put there: nothing is written."""
 
 
 class StoredValueError(TetError):
@@ -358,12 +362,8 @@ DEFAULT_SYMBOLS = tuple(f"{base}/USDT" for base in BASES.split())
 MAX_CANDLES = 1_000_000  # a stored value of about 150 MB; Redis ends at 512 MB
 
 
-def _listed(text: str) -> list[str]:
-    return list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
-
-
 def _timeframes(text: str) -> tuple[Timeframe, ...]:
-    names = _listed(text)
+    names = listed(text)
     for name in names:
         if name not in TIMEFRAMES:
             near = [known for known in TIMEFRAMES if known.lower() == name.lower()]
@@ -374,32 +374,15 @@ def _timeframes(text: str) -> tuple[Timeframe, ...]:
     return tuple(TIMEFRAMES[name] for name in names)
 
 
-_SYMBOL = re.compile(r"[^\W_]{1,30}(?:[/_-][^\W_]{1,30})?")
-
-
-def _symbols(text: str) -> tuple[str, ...]:
-    names = [re.sub(r"[_-]", "/", name.upper()) for name in _listed(text)]
-    wrong = [name for name in _listed(text) if not _SYMBOL.fullmatch(name)]
-    if wrong or not names:
-        raise Refusal(f"not a pair: {', '.join(wrong)}" if wrong else "no pair")
-    return tuple(dict.fromkeys(names))
-
-
-def _key(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise ValueError
-    return text
-
-
 WHOLE, NUMBER, BOOL = click.IntRange, click.FloatRange, click.BOOL
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
 TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
-KEY = Parsed("KEY", "printable characters without spaces", _key)
+KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 REDIS = Parsed(
     "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_address
 )
-PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", _symbols)
+PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", symbol_names)
 FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
 MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
 LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
@@ -818,6 +801,14 @@ def _check_opens(timeframe: Timeframe, opens_ms: Sequence[int]) -> None:
 
 #: A reply from later than this after a close cannot be a lagging one any more.
 MAX_LAG_MS = 15 * SECOND_MS
+#: How every stored value begins; its candles follow.
+FRONT = b'{"ohlcv_data":"{'
+#: A patched value may end in so many blanks, and is written whole at least so often: that heals what no
+#: comparison of its end shows.
+MAX_FILLING = 32
+WHOLE_AGAIN_MS = HOUR_MS
+#: So many candles from the end may have changed for a patch; the ones before are compared as one.
+PATCHED_CANDLES = 8
 
 
 @dataclass(frozen=True)
@@ -857,10 +848,10 @@ class Series:
 
     def entry(self, index: int) -> str:
         """The entry of one candle."""
-        start = self._position(index)
+        start = self.position(index)
         return self.body[start : start + self.lengths[index]].decode()
 
-    def _position(self, index: int) -> int:
+    def position(self, index: int) -> int:
         """Where in ``body`` the entry begins, added up from the nearer end; past it at the end."""
         if index > len(self) // 2:
             return len(self.body) + 1 - sum(self.lengths[index:]) - (len(self) - index)
@@ -870,7 +861,7 @@ class Series:
         """The entries from index ``start`` to ``end``, exclusive, joined by commas; not a copy of them."""
         if start >= end:
             return memoryview(b"")
-        return memoryview(self.body)[self._position(start) : self._position(end) - 1]
+        return memoryview(self.body)[self.position(start) : self.position(end) - 1]
 
     def merge(self, candles: Candles, newest_is_closed: bool, keep: int) -> Series:
         """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
@@ -958,63 +949,108 @@ def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     ]
 
 
-def completeness(series: Series, wanted: int, closed_only: bool) -> float:
-    """The share of the ``wanted`` candles that a stored value has, at most 1."""
-    end = series.stored_count(closed_only)
-    start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
-    return min(1.0, (end - start) / wanted)
+class Image(NamedTuple):
+    """A stored value: which candles of a series it has, and the fields behind them.
+
+    ``completeness`` is the share of the candles wanted, at most 1; ``tail`` is all that follows the
+    candles, blanks at the end included; ``whole_ms`` is when the value was last written whole, or read
+    back and found sound.
+    """
+
+    series: Series
+    start: int
+    end: int
+    completeness: float
+    tail: bytes
+    whole_ms: int
+
+    def whole(self) -> bytes:
+        """The value: the JSON object under ``tet:kline:…``, see the module's docstring."""
+        return b"".join((FRONT, self.series.view(self.start, self.end), self.tail))
+
+    def behind(self, count: int) -> bytes:
+        """What follows the first ``count`` candles, one or more."""
+        rest = self.series.view(self.start + count, self.end)
+        return b"".join((b"," if rest else b"", rest, self.tail))
 
 
-def stored_value(series: Series, wanted: int, now_ms: int, closed_only: bool) -> bytes:
-    """The JSON object stored under ``tet:kline:…``, see the module's docstring.
+def make_image(series: Series, wanted: int, now_ms: int, closed_only: bool) -> Image:
+    """How a series is stored. ``wanted`` is N, ``now_ms`` the time of the update.
 
-    ``wanted`` is N; ``now_ms`` the time of the write. Raises StoredValueError when there is no candle
-    to store, which with ``closed_only`` is so until the first one has closed.
+    Raises StoredValueError when there is no candle to store, which with ``closed_only`` is so until the
+    first one has closed.
     """
     end_ms = series.closed_end_ms
     end = series.stored_count(closed_only)
     if end == 0:
         raise StoredValueError("no closed candle yet")
     start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
+    share = min(1.0, (end - start) / wanted)
     rest = {
         "last_candle_time": iso_time(series.opens[end - 1]),
         "last_update": iso_time(now_ms),
         "data_start": iso_time(series.opens[start]),
         "data_end": iso_time(end_ms),
-        "data_completeness": completeness(series, wanted, closed_only),
+        "data_completeness": share,
         "candle_count": end - start,
         "timeframe": series.timeframe.name,
         "data_age_seconds": max(0, now_ms // SECOND_MS - end_ms // SECOND_MS),
     }
-    tail = json.dumps(rest, separators=(",", ":")).encode()
-    return b"".join((b'{"ohlcv_data":"{', series.view(start, end), b'}",', tail[1:]))
+    tail = b'}",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
+    return Image(series, start, end, share, tail, now_ms)
 
 
-def stores_the_same(old: Series | None, new: Series, closed_only: bool) -> bool:
-    """Whether the stored values of two states of a series have the same candles, closed or not.
+class Patch(NamedTuple):
+    """What turns one stored value into another: from ``offset`` on, ``expected`` becomes ``new``.
 
-    The newest is looked at first: it is the one that changes.
+    ``new`` is no shorter: JSON allows blanks after the object. ``image`` is what is stored thereafter.
     """
-    if not old or old.closed_end_ms != new.closed_end_ms:
-        return False
-    count = old.stored_count(closed_only)
-    return (
-        count == new.stored_count(closed_only) > 0
-        and old.entry(count - 1) == new.entry(count - 1)
-        and old.opens[:count] == new.opens[:count]
-        and bytes(old.view(0, count)) == bytes(new.view(0, count))  # views compare byte by byte
+
+    offset: int
+    expected: bytes
+    new: bytes
+    image: Image
+
+
+def make_patch(old: Image, new: Image) -> Patch | None:
+    """How to store ``new`` where ``old`` is by writing its end alone; None where it is to be written whole.
+
+    That is where the oldest candle is another one, where one changed that is not among the newest, where
+    too many blanks would be left, and once an hour.
+    """
+    shared = min(old.end - old.start, new.end - new.start)
+    same = max(0, shared - PATCHED_CANDLES)
+    front = bytes(old.series.view(old.start, old.start + same))
+    same_front = new.series.body.startswith(front, new.series.position(new.start))
+    if not same_front or new.whole_ms - old.whole_ms >= WHOLE_AGAIN_MS:
+        return None
+    while same < shared and old.series.entry(old.start + same) == new.series.entry(new.start + same):
+        same += 1
+    expected, behind = old.behind(same), new.behind(same)
+    filling = max(0, len(expected) - len(behind))
+    if not same or filling > MAX_FILLING:
+        return None
+    blanks = b" " * filling
+    offset = len(FRONT) + len(old.series.view(old.start, old.start + same))
+    return Patch(
+        offset, expected, behind + blanks, new._replace(tail=new.tail + blanks, whole_ms=old.whole_ms)
     )
 
 
 class Stored(NamedTuple):
-    """What a stored value holds: the candles, and when it was written (ms)."""
+    """What a stored value holds: the candles, when it was written (ms), its completeness, and its image.
+
+    There is no image of a value that was not written as this service does: it cannot be patched.
+    """
 
     series: Series
     written_ms: int
+    completeness: float
+    image: Image | None
 
 
 def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: int) -> Stored:
-    """Read back what `stored_value` wrote, trusting nothing.
+    """Read back what was stored, trusting nothing.
 
     Raises StoredValueError when it is not sound, was written for another timeframe or number of days,
     or holds a candle from after ``now_ms`` (exchange time).
@@ -1035,7 +1071,10 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         series = Series(timeframe).merge(checked, is_closed, wanted)
         if len(series) < len(checked):
             raise ValueError("candles from before its window")
-        return Stored(series, written_ms)
+        tail = value[len(FRONT) + len(series.body) :]
+        share = min(1.0, len(series) / wanted)
+        image = Image(series, 0, len(series), share, tail, now_ms)
+        return Stored(series, written_ms, share, image if image.whole() == value else None)
     except (ValueError, RecursionError, OverflowError) as error:
         raise StoredValueError(str(error)) from error
 
@@ -1280,14 +1319,6 @@ class Known(Enum):
     CONFIRMED = "the exchange has sent or repeated them"
 
 
-class Copy(Enum):
-    """How Redis' copy of a feed compares with the candles in memory."""
-
-    OUTDATED = "it may differ: the next write is whole"
-    CURRENT = "it is the same: the next write may be a touch of its expiry"
-    BUFFERED = "a write failed, or Redis lost it: it is flushed as soon as Redis answers"
-
-
 @dataclass
 class Due:
     """When a feed is due next, exchange time in ms; 0 is at once. The main thread alone changes it."""
@@ -1328,8 +1359,8 @@ class Feed:
     partial: Series | None = None  # what a backfill had when it broke off: the next one resumes there
     exhausted_ms: int = 0  # see `Page`
     lagging: bool = False  # see `Page`
-    copy: Copy = Copy.OUTDATED
-    stored_bytes: int = 0  # length of the value in Redis, where that is current
+    image: Image | None = None  # what Redis has, as far as is known; None: the next write is whole
+    buffered: bool = False  # a write failed, or Redis lost it: it is flushed as soon as Redis answers
     stored_end_ms: int = 0  # end of the newest closed candle that readers know of
     completeness: float = 0.0
     fetched_ms: int = 0
@@ -1349,43 +1380,41 @@ class Feed:
         """Why the last update failed; empty when it did not."""
         return str(self.error or "")
 
-    def restored(self, stored: Stored | None, share: float = 0.0) -> None:
-        """Redis was asked: it had these candles, of that completeness, or no sound ones."""
+    def restored(self, stored: Stored | None) -> None:
+        """Redis was asked: it had these candles, or no sound ones."""
         with self.lock:
             self.known = Known.RESTORED if stored else Known.NOTHING
             if stored:
+                self.image, self.buffered, self.partial = stored.image, False, None
                 self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
                 self.fetched_ms = self.updated_ms = stored.written_ms
-                self.completeness = share
+                self.completeness = stored.completeness
 
-    def fetched(self, page: Page, now_ms: int, closed_only: bool) -> None:
+    def fetched(self, page: Page, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored."""
         with self.lock:
             self.known, self.exhausted_ms = Known.CONFIRMED, page.exhausted_ms
             if not page.up_to_date:
                 self.partial = page.series
                 return
-            if self.copy is Copy.CURRENT and not stores_the_same(self.series, page.series, closed_only):
-                self.copy = Copy.OUTDATED
             self.series, self.partial = page.series, None
             self.lagging, self.fetched_ms = page.lagging, now_ms
 
-    def written(self, length: int, share: float) -> None:
-        """Redis has the series now, as a value of that length and completeness."""
+    def written(self, image: Image) -> None:
+        """Redis has the series now, as that image."""
         with self.lock:
-            assert self.series, "only a series can have been written"  # noqa: S101
-            self.copy, self.stored_bytes, self.completeness = Copy.CURRENT, length, share
-            self.updated_ms, self.stored_end_ms = self.fetched_ms, self.series.closed_end_ms
+            self.image, self.buffered, self.completeness = image, False, image.completeness
+            self.updated_ms, self.stored_end_ms = self.fetched_ms, image.series.closed_end_ms
 
     def not_written(self) -> None:
         """Redis did not take the series, or has lost it; without a series there is nothing to flush."""
         with self.lock:
-            self.copy = Copy.BUFFERED if self.series else Copy.OUTDATED
+            self.image, self.buffered = None, self.series is not None
 
     def evicted(self) -> None:
         """The candles are in Redis and no longer in memory."""
         with self.lock:
-            self.series, self.known, self.copy = None, Known.UNREAD, Copy.OUTDATED
+            self.series, self.known, self.image = None, Known.UNREAD, None
 
     def flushed(self) -> None:
         """What was buffered is written; the error of a fetch since stays."""
@@ -2007,49 +2036,68 @@ STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
 
 
-#: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
-STORE_REMEDIES = (
-    ("AuthenticationError", "Authentication required", "set REDIS_PASSWORD"),
-    ("AuthenticationError", "without any password", "Redis has no password: leave REDIS_PASSWORD empty"),
-    ("AuthenticationError", "", "check REDIS_USERNAME and REDIS_PASSWORD"),
-    ("NoPermissionError", "", "let this user read and write tet:* and publish to tet:updates"),
-    ("OutOfMemoryError", "", "raise Redis' maxmemory, or keep fewer days or pairs"),
-    ("ReadOnlyError", "", "REDIS_ADDR must name the primary, not a replica"),
-    ("BusyLoadingError", "", "Redis is still loading; it will pass"),
-    ("ResponseError", "MISCONF", "Redis cannot save to its disk; see its log"),
-    ("ResponseError", "out of range", "REDIS_DB names a database that this Redis does not have"),
-    ("ResponseError", "WRONGTYPE", "rename or delete that key, or choose another REDIS_DB"),
-    ("ConnectionError", "", "is Redis running there? (REDIS_ADDR)"),
-    ("TimeoutError", "", "is Redis running there? (REDIS_ADDR)"),
-    ("OSError", "", "is Redis running there? (REDIS_ADDR)"),
-)
-
-
-def _with_remedy(text: str, error: Exception) -> str:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    for kind, sign, remedy in STORE_REMEDIES:
-        if kind in kinds and sign in str(error):
-            return f"{text}: {error}; {remedy}"
-    return f"{text}: {error}"
-
+#: The one way by which anything is written, run by Redis as one step: no reader sees half of it.
+WRITE_SCRIPT = """
+-- KEYS: the value's key; behind it the timestamp's, where both are on this node.
+-- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
+--       2 the latest last_update that is believed   3 timeframe
+--       4 offset of a patch, -1: the value is whole   5 what a patch replaces   6 what is written
+--       7 expiry in ms   8 the timestamp   9 its expiry in ms   10 channel   11 announcement
+local found
+for _, key in ipairs(KEYS) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'string' and kind ~= 'none' then return {'taken', key, kind} end
+  found = found or kind
+end
+if ARGV[1] ~= '' then
+  -- Of a value of ours the end tells how old it is. A damaged one may be written over.
+  local tail = redis.call('GETRANGE', KEYS[1], -512, -1)
+  local newest, update, closed, frame = string.match(tail, '"last_candle_time":"([^"]+)",' ..
+    '"last_update":"([^"]+)","data_start":"[^"]+","data_end":"([^"]+)",.*"timeframe":"([^"]+)",' ..
+    '"data_age_seconds":%d+} *$')
+  if update and frame == ARGV[3] and update <= ARGV[2] and update .. closed .. newest > ARGV[1] then
+    return {'newer'}
+  end
+end
+local offset = tonumber(ARGV[4])
+if offset < 0 then
+  redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7])
+else
+  if redis.call('GETRANGE', KEYS[1], offset, -1) ~= ARGV[5] then return {'whole'} end
+  redis.call('SETRANGE', KEYS[1], offset, ARGV[6])
+  redis.call('PEXPIRE', KEYS[1], ARGV[7])
+end
+if KEYS[2] then
+  redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
+  redis.call('PUBLISH', ARGV[10], ARGV[11])
+end
+return {found == 'none' and 'created' or 'written'}
+"""
+#: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
+MAX_AHEAD_MS = 60 * SECOND_MS
 
 #: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
 TAIL_BYTES = 1200
 
 
+def _taken(key: str, kind: str) -> TakenError:
+    remedy = "rename or delete it, or choose another REDIS_DB"
+    return TakenError(f"Redis key {key} holds a {kind} of another program; {remedy}")
+
+
 class Store:
     """Keeps values in Redis.
 
-    Plain commands only: PING, GET, GETRANGE, SET, STRLEN, EXISTS, EXPIRE, TYPE, PTTL, PUBLISH, MULTI, EXEC.
-    All methods raise StoreError. After a failed connection the next one waits, doubling to half a
-    minute; until then every call fails at once, so that workers do not queue up for time-outs. Any
-    thread may use it; `_lock` guards what is noted of failures.
+    All that is written goes through `WRITE_SCRIPT`. All methods raise StoreError. After a failed connection
+    the next one waits, doubling to half a minute; until then every call fails at once, so that workers do
+    not queue up for time-outs. Any thread may use it; `_lock` guards what is noted of failures.
     """
 
     def __init__(self, config: Config, clock: Clock, client: redis.Redis) -> None:
         self._config = config
         self._clock = clock
         self._client = client
+        self._script = client.register_script(WRITE_SCRIPT)
         self._lock = threading.Lock()
         self._failures = 0
         self._retry_at_seconds = 0.0  # monotonic
@@ -2067,7 +2115,7 @@ class Store:
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
         except redis.RedisError as error:
-            raise StoreError(_with_remedy("Redis refuses", error)) from error
+            raise StoreError(with_remedy("Redis refuses", error)) from error
         if self._failures:
             with self._lock:
                 was_away, self._failures, self.unreachable_reason = self._failures > 0, 0, ""
@@ -2085,7 +2133,7 @@ class Store:
             self._failures += 1
             wait_seconds = min(MAX_STORE_BACKOFF_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
             self._retry_at_seconds = self._clock.monotonic() + wait_seconds
-            self.unreachable_reason = reason = _with_remedy(text, error)
+            self.unreachable_reason = reason = with_remedy(text, error)
             first = self._failures == 1
         if first:
             event = "redis refuses the login" if refused else "redis unreachable"
@@ -2099,65 +2147,55 @@ class Store:
             return 0.0
         return max(0.0, self._retry_at_seconds - self._clock.monotonic())
 
-    def ping(self) -> None:
-        """See whether Redis answers and lets us in."""
+    def prepare(self) -> None:
+        """See whether Redis answers, lets us in, and runs the script by which all is written."""
         with self._answering() as client:
             client.ping()
+            client.script_load(WRITE_SCRIPT)
 
-    def other_types(self, keys: Sequence[str]) -> dict[str, str]:
-        """Those of the keys that hold another type than a string, and which. One round trip."""
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.type(key)
-            types = dict(zip(keys, (kind.decode() for kind in pipe.execute()), strict=True))
-        return {key: kind for key, kind in types.items() if kind not in ("string", "none")}
+    def _write(self, keys: Sequence[str], *arguments: bytes | str | float) -> str:
+        """Run the script: created, written, newer, or whole. Raises TakenError for another program's key."""
+        with self._answering():
+            answer, *details = (part.decode() for part in self._script(keys, arguments))
+        if answer == "taken":
+            raise _taken(*details)
+        return str(answer)
+
+    def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
+        """Write a text with an expiry."""
+        return self._write([key], "", "", "", -1, "", text, max(1, round(expiry_seconds * SECOND_MS)))
 
     def load(self, timeframe: Timeframe, pair: Pair) -> bytes | None:
-        """The stored value of a pair, None when there is none."""
-        with self._answering() as client:
-            value = client.get(kline_key(timeframe, pair))
-        return value if isinstance(value, bytes) else None
+        """The stored value of a pair, None when there is none. Raises TakenError, too."""
+        return self._load_expiring(kline_key(timeframe, pair))[0]
 
     def save(
-        self, timeframe: Timeframe, pair: Pair, value: bytes, good_ms: int, announcement: Mapping[str, object]
-    ) -> None:
-        """Write a pair's two keys in one transaction, and announce it: one round trip.
+        self, pair: Pair, image: Image, patch: Patch | None, good_ms: int, announcement: Mapping[str, object]
+    ) -> str:
+        """Write a pair's value, whole or as a patch, and its timestamp, and announce it: one round trip.
 
-        ``good_ms`` is the time of the last good update.
+        ``good_ms`` is the time of the last good update, exchange time. Returns "created" or "written";
+        or "newer" where Redis has a newer value, and "whole" where it has not what the patch is for:
+        nothing is written then.
         """
-        with self._answering() as client, client.pipeline(transaction=True) as pipe:
-            pipe.set(kline_key(timeframe, pair), value, ex=self._config.kline_ttl)
-            self._add_timestamp(pipe, timeframe, pair, good_ms, announcement)
-            pipe.execute()
-
-    def touch(
-        self, timeframe: Timeframe, pair: Pair, length: int, good_ms: int, announcement: Mapping[str, object]
-    ) -> bool:
-        """Write of a pair's two keys only what must change where the candles did not: one round trip.
-
-        That is the time of the last good update, and the expiry; it is announced all the same. Returns
-        whether the value is still there, of ``length`` bytes as it was written.
-        """
-        with self._answering() as client, client.pipeline(transaction=True) as pipe:
-            pipe.strlen(kline_key(timeframe, pair))
-            pipe.expire(kline_key(timeframe, pair), self._config.kline_ttl)
-            self._add_timestamp(pipe, timeframe, pair, good_ms, announcement)
-            return bool(pipe.execute()[0] == length)
-
-    def _add_timestamp(
-        self, pipe: Any, timeframe: Timeframe, pair: Pair, good_ms: int, announcement: Mapping[str, object]
-    ) -> None:
-        """Add to a transaction what every update writes."""
-        pipe.set(timestamp_key(timeframe, pair), iso_time(good_ms), ex=self._config.timestamp_ttl)
-        pipe.publish(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
+        series, timeframe = image.series, image.series.timeframe
+        age = "".join(map(iso_time, (good_ms, series.closed_end_ms, series.opens[image.end - 1])))
+        offset, expected, new = patch[:3] if patch else (-1, b"", image.whole())
+        config = self._config
+        return self._write(
+            [kline_key(timeframe, pair), timestamp_key(timeframe, pair)],
+            age,
+            iso_time(self._clock.now_ms() + MAX_AHEAD_MS),
+            timeframe.name,
+            *(offset, expected, new, config.kline_ttl * SECOND_MS),
+            *(iso_time(good_ms), config.timestamp_ttl * SECOND_MS),
+            *(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":"))),
+        )
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
         text = json.dumps(status, separators=(",", ":"))
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            pipe.exists(STATUS_KEY)
-            pipe.set(STATUS_KEY, text, ex=self._config.status_ttl)
-            return bool(pipe.execute()[0])
+        return self._write_plain(STATUS_KEY, text, self._config.status_ttl) == "written"
 
     def load_status(self) -> tuple[dict[str, Any], float] | None:
         """The status, and how many seconds ago it was written; None when there is none.
@@ -2166,18 +2204,24 @@ class Store:
         """
         text, left_ms = self._load_expiring(STATUS_KEY)
         try:
-            status = _parse_object(text)
+            status = _parse_object(text or b"")
             return status, max(0.0, float(status["ttl_seconds"]) - left_ms / SECOND_MS)
         except (BadReply, KeyError, TypeError, ValueError):
             return None
 
-    def _load_expiring(self, key: str) -> tuple[bytes, int]:
-        """A value, empty where there is none, and in how many ms it expires."""
+    def _load_expiring(self, key: str) -> tuple[bytes | None, int]:
+        """A value, None where there is none, and in how many ms it expires. Raises TakenError, too."""
         with self._answering() as client, client.pipeline(transaction=False) as pipe:
+            pipe.type(key)
             pipe.get(key)
             pipe.pttl(key)
-            value, left_ms = pipe.execute()
-        return value or b"", left_ms
+            kind, value, left_ms = pipe.execute(raise_on_error=False)
+            if isinstance(kind, bytes) and kind not in (b"string", b"none"):
+                raise _taken(key, kind.decode())
+            for error in (kind, value, left_ms):
+                if isinstance(error, Exception):
+                    raise error
+        return value, left_ms
 
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
         """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; one round trip."""
@@ -2190,15 +2234,13 @@ class Store:
 
     def try_write(self) -> None:
         """See whether Redis takes writes, with a key that is gone a second later."""
-        with self._answering() as client:
-            client.set(HEALTH_KEY, "written by a health check", px=1000)
+        self._write_plain(HEALTH_KEY, "written by a health check", 1.0)
 
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
         base_url = self._config.binance_base_url
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
-        with self._answering() as client:
-            client.set(PAUSE_KEY, text, px=max(1, round(seconds * SECOND_MS)))
+        self._write_plain(PAUSE_KEY, text, seconds)
 
     def load_pause(self) -> tuple[float, str] | None:
         """The pause that is still on for this exchange address: seconds left, and the reason.
@@ -2207,7 +2249,7 @@ class Store:
         """
         text, left_ms = self._load_expiring(PAUSE_KEY)
         try:
-            pause = _parse_object(text)
+            pause = _parse_object(text or b"")
         except BadReply:
             return None
         if pause.get("base_url") != self._config.binance_base_url or left_ms <= 0:
@@ -2340,9 +2382,9 @@ STATUS_SECONDS = 15.0
 class Writer:
     """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
 
-    Nothing is written under a key of another program, nor before the keys were looked at. Workers write
-    feeds, each under the feed's lock, and the pause; all else is the main thread's, or a worker's that it
-    waits for. A field that both change is set in one step.
+    Nothing is written under a key of another program, nor over a newer value: Redis sees to that. Workers
+    write feeds, each under the feed's lock, and the pause; all else is the main thread's, or a worker's that
+    it waits for. A field that both change is set in one step.
     """
 
     def __init__(
@@ -2353,7 +2395,7 @@ class Writer:
         self._store = store
         self._gate = gate
         self._on_close = on_close
-        self._key_problems: dict[str, str] = {}  # by key, "" where it may be written; looked at lately
+        self._warned: set[str] = set()  # what cannot be written, since its key is another program's
         self._flush_at_seconds = 0.0  # monotonic
         self._status_at_seconds = 0.0  # monotonic
         self._wrote_status = False
@@ -2366,80 +2408,41 @@ class Writer:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
         value = self._store.load(feed.timeframe, feed.pair)
         try:
-            if value is None:
-                feed.restored(None)
-            else:
-                feed.restored(*self._read_back(feed, value))
+            feed.restored(None if value is None else self._read_back(feed, value))
         except StoredValueError as error:
             say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
             feed.restored(None)
 
-    def _read_back(self, feed: Feed, value: bytes) -> tuple[Stored, float]:
-        """What a value holds, and its completeness. Raises StoredValueError."""
+    def _read_back(self, feed: Feed, value: bytes) -> Stored:
+        """What a value holds. Raises StoredValueError."""
         wanted, closed_only = feed.timeframe.candles_in_days(self._config.data_days), self._config.closed_only
         newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
         stored = read_stored_value(value, feed.timeframe, wanted, newest_ms)
         if closed_only and not stored.series.newest_is_closed:
             raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
-        return stored, completeness(stored.series, wanted, closed_only)
+        return stored
 
     def restore_pause(self) -> None:
         """Honour a pause from before the restart. Raises StoreError."""
-        self._look_at([])
-        pause = None if self._key_problems[PAUSE_KEY] else self._store.load_pause()
+        try:
+            pause = self._store.load_pause()
+        except TakenError as error:
+            return self._deferred("pause", error)
         if pause:
             seconds, reason = pause
             self._gate.pause(seconds, reason)
             event = "restored a pause from before the restart"
             say(logging.WARNING, event, seconds=round(seconds), reason=reason)
-
-    # Keys of other programs
-
-    def writable(self, feeds: Sequence[Feed]) -> list[Feed]:
-        """Look at the feeds' keys: those that are ours to write, or that Redis could not be asked about.
-
-        The other feeds fail. What Redis could not be asked about is fetched, and buffered until it could.
-        """
-        try:
-            self._look_at(feeds)
-        except StoreError:
-            for key in (key for feed in feeds for key in _keys(feed)):
-                self._key_problems.pop(key, None)
-            return list(feeds)
-        for feed in feeds:
-            if problem := self._problem(*_keys(feed)):
-                feed.tried(StoreError(problem), self._clock.now_ms())
-        return [feed for feed in feeds if not self._problem(*_keys(feed))]
-
-    def _look_at(self, feeds: Sequence[Feed]) -> None:
-        keys = [*SYSTEM_KEYS, *(key for feed in feeds for key in _keys(feed))]
-        others = self._store.other_types(keys)
-        for key in keys:
-            problem = ""
-            if kind := others.get(key):
-                remedy = "rename or delete it, or choose another REDIS_DB"
-                problem = f"Redis key {key} holds a {kind} of another program; {remedy}"
-            if problem and key in SYSTEM_KEYS and not self._key_problems.get(key):
-                say(logging.WARNING, problem)
-            self._key_problems[key] = problem
-
-    def _problem(self, *keys: str) -> str:
-        """Why these keys may not be written; empty when they may."""
-        unknown = self._store.unreachable_reason or "Redis was not asked yet whether its keys may be written"
-        return next(filter(None, (self._key_problems.get(key, unknown) for key in keys)), "")
-
-    def _require(self, *keys: str) -> None:
-        if problem := self._problem(*keys):
-            raise StoreError(problem)
+        return None
 
     # Candles
 
-    def write(self, feed: Feed, now_ms: int) -> None:
+    def write(self, feed: Feed) -> None:
         """Write a feed's candles and announce them. Raises StoreError; the feed is buffered then."""
         with feed.lock:
             series, closed_only = feed.series, self._config.closed_only
             if series is None or not (count := series.stored_count(closed_only)):
-                return  # a pair so new that no candle has closed yet
+                return None  # a pair so new that no candle has closed yet
             end_ms, known_end_ms = series.closed_end_ms, feed.stored_end_ms
             announcement = {
                 "symbol": feed.pair.name,
@@ -2449,41 +2452,46 @@ class Writer:
             }
             wanted = feed.timeframe.candles_in_days(self._config.data_days)
             try:
-                self._require(*_keys(feed))
-                length = self._put(feed, series, wanted, now_ms, announcement)
+                image = self._put(feed, series, wanted, announcement)
             except StoreError:
                 feed.not_written()
                 raise
-            feed.written(length, completeness(series, wanted, closed_only))
+            if image is None:  # another instance was faster: go on from what it wrote
+                say(logging.INFO, "redis has a newer value, restoring it", feed=feed.name)
+                return self.restore(feed)
+            feed.written(image)
             if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
                 self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS)
             if self._evicting:
                 feed.evicted()
+            return None
 
     def _put(
-        self, feed: Feed, series: Series, wanted: int, now_ms: int, announcement: Mapping[str, object]
-    ) -> int:
-        """Write the value whole, or where its candles are in Redis already, touch it; returns its length."""
-        place, good_ms = (feed.timeframe, feed.pair), feed.fetched_ms
-        if feed.copy is Copy.CURRENT and self._store.touch(*place, feed.stored_bytes, good_ms, announcement):
-            return feed.stored_bytes
-        value = stored_value(series, wanted, now_ms, self._config.closed_only)
-        self._store.save(*place, value, good_ms, announcement)
-        return len(value)
+        self, feed: Feed, series: Series, wanted: int, announcement: Mapping[str, object]
+    ) -> Image | None:
+        """Write what changed, or the value whole; returns what Redis has then, None if that is newer."""
+        image = make_image(series, wanted, feed.fetched_ms, self._config.closed_only)
+        patch, answer = make_patch(feed.image, image) if feed.image else None, "whole"
+        if patch:
+            answer = self._store.save(feed.pair, image, patch, feed.fetched_ms, announcement)
+            image = patch.image if answer != "whole" else image
+        if answer == "whole":
+            answer = self._store.save(feed.pair, image, None, feed.fetched_ms, announcement)
+        return None if answer == "newer" else image
 
     def flush(self, feeds: Iterable[Feed]) -> None:
         """Write what is buffered, without waiting for the next cycle. Raises Stopped."""
         if not self._pause_saved and not self._store.retry_seconds and self._gate.pause_left_seconds():
             self.save_pause()
-        buffered = [feed for feed in feeds if feed.copy is Copy.BUFFERED]
+        buffered = [feed for feed in feeds if feed.buffered]
         if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
             return
         self._flush_at_seconds = self._clock.monotonic() + FLUSH_AGAIN_SECONDS
         flushed = 0
-        for feed in self.writable(buffered):
+        for feed in buffered:
             self._clock.check()
             try:
-                self.write(feed, self._clock.now_ms())
+                self.write(feed)
                 flushed += 1
                 feed.flushed()
             except StoreError as error:
@@ -2503,7 +2511,7 @@ class Writer:
         event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
         say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
         for feed in feeds:
-            if feed.copy is not Copy.BUFFERED:
+            if not feed.buffered:
                 feed.evicted()
 
     # Pause and status
@@ -2512,11 +2520,10 @@ class Writer:
         """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
         gate, self._pause_saved = self._gate, True
         try:
-            self._require(PAUSE_KEY)
             self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
         except StoreError as error:
-            self._pause_saved = False
-            say(logging.DEBUG, "deferred, will retry", what="pause", reason=str(error))
+            self._pause_saved = isinstance(error, TakenError)
+            self._deferred("pause", error)
         self._status_at_seconds = 0.0  # so that the next tick shows it
 
     def status_is_due(self) -> bool:
@@ -2529,11 +2536,9 @@ class Writer:
             self._clock.monotonic()
         )  # first: what changes from here on makes it due again
         try:
-            self._require(STATUS_KEY)
             existed = self._store.save_status(fields())
         except StoreError as error:
-            say(logging.DEBUG, "deferred, will retry", what="status", reason=str(error))
-            return
+            return self._deferred("status", error)
         if not existed and self._wrote_status and self._config.status_ttl > 4 * STATUS_SECONDS:
             say(logging.WARNING, "redis has lost what was stored; writing it again")
             for feed in feeds:
@@ -2541,10 +2546,14 @@ class Writer:
             if self._gate.pause_left_seconds():
                 self.save_pause()
         self._wrote_status = True
+        return None
 
-
-def _keys(feed: Feed) -> tuple[str, str]:
-    return kline_key(feed.timeframe, feed.pair), timestamp_key(feed.timeframe, feed.pair)
+    def _deferred(self, what: str, error: StoreError) -> None:
+        """Log a write that failed; another program's key is worth a warning, once."""
+        if isinstance(error, TakenError) and what not in self._warned:
+            self._warned.add(what)
+            return say(logging.WARNING, str(error))
+        return say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
 
 
 # ------------------------------------------------------------------------------
@@ -2577,10 +2586,10 @@ def _keys(feed: Feed) -> tuple[str, str]:
 # reads its candles back from Redis if it has none in memory (Writer.restore), and asks the exchange for a
 # page (Fetcher.pages), through the gate (RequestGate.admit), over a connection (Binance.klines). The reply
 # is cut into rows and checked, one bad row rejecting it all (parse_klines); the candles are laid over the
-# series (absorb). When the page reaches the present, the series becomes the feed's (Feed.fetched); it is
-# written with its timestamp in one transaction, or touched where no candle changed (Writer.write). If Redis
-# fails, the feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails,
-# what Redis has stays as it is, and the next cycle resumes there.
+# series (absorb). When the page reaches the present, the series becomes the feed's (Feed.fetched), and one
+# script writes it with its timestamp, whole or as a patch (Writer.write, make_patch). If Redis fails, the
+# feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails, what Redis has
+# stays as it is, and the next cycle resumes there.
 #
 # Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* once its
 # values will not change any more: a reply shows its successor, or repeats it unchanged long after its end.
@@ -2693,7 +2702,7 @@ class Service:
 
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
-        self._until_it_works("redis", self._store.ping)
+        self._until_it_works("redis", self._store.prepare)
         config, address = self._config, without_password(self._config.redis_addr)
         say(logging.INFO, "connected to redis", address=address, db=config.redis_db)
         self._until_it_works("redis", self.writer.restore_pause)
@@ -2761,11 +2770,8 @@ class Service:
         requests_before = self._binance.requests.total()
         self.status.state = "running"
         due = self.schedule.due(self.watchlist, started_ms)
-        writable = self.writer.writable(due)
-        with process.progress_bar(
-            len(writable) if first and _may_draw(self._config) else 0, "Backfill"
-        ) as step:
-            self._work_through(writable, step)
+        with process.progress_bar(len(due) if first and _may_draw(self._config) else 0, "Backfill") as step:
+            self._work_through(due, step)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
         regular = [feed for feed in due if feed.due.regular_ms <= started_ms]
@@ -2820,9 +2826,9 @@ class Service:
             held, confirmed = feed.partial or feed.series, feed.known is Known.CONFIRMED
             pages = self.fetcher.pages(feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms)
             for page in pages:
-                feed.fetched(page, self._clock.now_ms(), self._config.closed_only)
+                feed.fetched(page, self._clock.now_ms())
                 self.status.candles.add("received", page.candles)
-            self.writer.write(feed, feed.fetched_ms)
+            self.writer.write(feed)
         except Stopped:
             raise
         except TetError as caught:
@@ -3019,7 +3025,13 @@ class Status:
             if feed.error:
                 reasons.setdefault(feed.failure, []).append(feed.name)
         for reason, names in list(reasons.items())[:MAX_REASONS]:
-            say(logging.WARNING, "update failed", count=len(names), feeds=_some(names), reason=reason)
+            say(
+                logging.WARNING,
+                "update failed",
+                count=len(names),
+                feeds=some_of(names),
+                reason=reason,
+            )
         if len(reasons) > MAX_REASONS:
             say(logging.WARNING, "update failed for more reasons", count=len(reasons) - MAX_REASONS)
 
@@ -3076,7 +3088,7 @@ class Status:
             "data_freshness_max": round(max(ages), 1) if ages else None,
             "never_updated": len(feeds) - len(ages),
             "completeness_min": min((feed.completeness for feed in feeds if feed.updated_ms), default=None),
-            "unsaved": sum(feed.copy is Copy.BUFFERED for feed in feeds),
+            "unsaved": sum(feed.buffered for feed in feeds),
         }
 
     def _spent(self) -> dict[str, object]:
@@ -3103,7 +3115,7 @@ class Status:
             reasons.append(f"no heartbeat of the main loop for {silent_seconds:.0f} s")
         stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
         if stale:
-            which = f"{len(stale)} of {len(feeds)} ({_some(stale)})"
+            which = f"{len(stale)} of {len(feeds)} ({some_of(stale)})"
             reasons.append(f"older than {config.max_data_age} s: {which}")
             reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
         if not feeds:
@@ -3123,11 +3135,6 @@ class Status:
 
 def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 @contextmanager
@@ -3206,7 +3213,7 @@ def check_health(config: Config, clock: Clock, binance: Binance, store: Store) -
 
 def _check_store(store: Store) -> Check:
     try:
-        store.ping()
+        store.prepare()
         store.try_write()
     except StoreError as error:
         return Check("redis", False, str(error))

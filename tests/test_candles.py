@@ -254,9 +254,9 @@ def test_the_spliced_value_equals_a_serialised_one(batches, wanted, final, close
     now_ms = START + 1000 * STEP
     if closed_only and not final and len(series) < 2:
         with pytest.raises(tet.StoredValueError):
-            tet.stored_value(series, wanted, now_ms, closed_only)
+            tet.make_image(series, wanted, now_ms, closed_only).whole()
         return
-    got = tet.stored_value(series, wanted, now_ms, closed_only)
+    got = tet.make_image(series, wanted, now_ms, closed_only).whole()
     assert got == naive_value(naive, wanted, now_ms, final, closed_only)
 
 
@@ -267,10 +267,10 @@ def test_a_stored_value_reads_back(positions, final, closed_only):
     now_ms = START + 100 * STEP
     if closed_only and not final and len(series) < 2:
         return
-    value = tet.stored_value(series, 100, now_ms, closed_only)
+    value = tet.make_image(series, 100, now_ms, closed_only).whole()
     back = tet.read_stored_value(value, TF, 100, now_ms)
     assert back.written_ms == now_ms
-    assert tet.stored_value(back.series, 100, now_ms, closed_only) == value
+    assert tet.make_image(back.series, 100, now_ms, closed_only).whole() == value
 
 
 @given(POSITIONS, POSITIONS)
@@ -365,7 +365,7 @@ def test_a_forming_candle_that_a_reply_skips_is_asked_for_again(is_closed, missi
 
 def value_with(**changes):
     """A sound stored value of five candles but for these fields."""
-    value = json.loads(tet.stored_value(held(), 5, START + 5 * STEP, False))
+    value = json.loads(tet.make_image(held(), 5, START + 5 * STEP, False).whole())
     return json.dumps(value | changes).encode()
 
 

@@ -32,13 +32,23 @@ def new_feed(pair=("BTC", "USDT"), **given):
     return tet.Feed(tet.Pair(*pair), TF, **given)
 
 
+def image_of(volume="1"):
+    """How that series is stored."""
+    return tet.make_image(series_of(volume), 100, NOON_MS, False)
+
+
+def stored_at(written_ms):
+    """What Redis had, written then."""
+    return tet.Stored(series_of(), written_ms, 0.5, image_of())
+
+
 @pytest.fixture
 def feed():
     """A feed whose candles are in memory and in Redis."""
     feed = new_feed()
     feed.restored(None)
-    feed.fetched(page_of(), NOON_MS, False)
-    feed.written(500, 1.0)
+    feed.fetched(page_of(), NOON_MS)
+    feed.written(image_of())
     return feed
 
 
@@ -48,8 +58,9 @@ def feed():
 def test_what_redis_has_is_restored_and_not_confirmed():
     """Its candles and times are taken over; the exchange has still to repeat them."""
     feed = new_feed()
-    feed.restored(tet.Stored(series_of(), 1_000))
-    assert (feed.known, feed.copy) == (tet.Known.RESTORED, tet.Copy.OUTDATED)
+    feed.restored(stored_at(1_000))
+    assert (feed.known, feed.image) == (tet.Known.RESTORED, image_of())
+    assert feed.completeness == 0.5
     assert (feed.fetched_ms, feed.updated_ms) == (1_000, 1_000)
     assert feed.stored_end_ms == START + 2 * STEP
 
@@ -65,59 +76,48 @@ def test_a_page_of_many_is_kept_aside():
     """Only the complete series may be stored; the next fetch goes on from the partial one."""
     feed = new_feed()
     feed.restored(None)
-    feed.fetched(page_of(up_to_date=False, exhausted_ms=7), NOON_MS, False)
+    feed.fetched(page_of(up_to_date=False, exhausted_ms=7), NOON_MS)
     assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.CONFIRMED, None, 7)
     assert feed.partial
     assert feed.fetched_ms == 0
-    feed.fetched(page_of(lagging=True), NOON_MS, False)
+    feed.fetched(page_of(lagging=True), NOON_MS)
     assert feed.partial is None
     assert (len(feed.series), feed.lagging, feed.fetched_ms) == (3, True, NOON_MS)
 
 
-@pytest.mark.parametrize(("volume", "copy"), [("1", tet.Copy.CURRENT), ("2", tet.Copy.OUTDATED)])
-def test_only_a_changed_candle_makes_the_copy_outdated(feed, volume, copy):
-    """What is the same need only be touched."""
-    feed.fetched(page_of(volume), NOON_MS, False)
-    assert feed.copy is copy
-
-
-def test_a_change_that_is_not_stored_changes_nothing(feed):
-    """With CLOSED_ONLY the forming candle does not count."""
-    same_but_last = series_of().merge(
-        tet.make_candles([START + 2 * STEP], [tet.iso_time(START + 2 * STEP)], [["1"]] * 4 + [["9"]]),
-        False,
-        100,
-    )
-    feed.fetched(tet.Page(same_but_last, 1, 0, True, False), NOON_MS, True)
-    assert feed.copy is tet.Copy.CURRENT
-
-
-def test_what_was_written_is_current(feed):
+def test_what_was_written_is_known(feed):
     """Readers know its end, and its age counts from the fetch."""
-    assert (feed.copy, feed.stored_bytes, feed.completeness) == (tet.Copy.CURRENT, 500, 1.0)
+    assert (feed.image, feed.buffered, feed.completeness) == (image_of(), False, 0.03)
     assert (feed.updated_ms, feed.stored_end_ms) == (NOON_MS, START + 2 * STEP)
 
 
 def test_what_was_not_written_is_buffered_until_it_is(feed):
-    """Whatever is fetched meanwhile."""
+    """Whatever is fetched meanwhile; and it is written whole, for who knows what Redis has."""
     feed.not_written()
-    feed.fetched(page_of(), NOON_MS, False)
-    assert feed.copy is tet.Copy.BUFFERED
-    feed.written(500, 1.0)
-    assert feed.copy is tet.Copy.CURRENT
+    feed.fetched(page_of(), NOON_MS)
+    assert (feed.buffered, feed.image) == (True, None)
+    feed.written(image_of())
+    assert not feed.buffered
 
 
 def test_without_candles_there_is_nothing_to_buffer():
     """A feed that was never fetched is not flushed."""
     feed = new_feed()
     feed.not_written()
-    assert feed.copy is tet.Copy.OUTDATED
+    assert not feed.buffered
+
+
+def test_a_newer_value_takes_the_place_of_what_is_buffered(feed):
+    """Another instance has written it; the exchange has still to repeat it here."""
+    feed.not_written()
+    feed.restored(stored_at(NOON_MS + 5))
+    assert (feed.buffered, feed.known, feed.updated_ms) == (False, tet.Known.RESTORED, NOON_MS + 5)
 
 
 def test_what_was_evicted_is_read_back(feed):
     """The next update asks Redis."""
     feed.evicted()
-    assert (feed.known, feed.series, feed.copy) == (tet.Known.UNREAD, None, tet.Copy.OUTDATED)
+    assert (feed.known, feed.series, feed.image) == (tet.Known.UNREAD, None, None)
 
 
 def test_an_error_is_told_by_its_text(feed):
@@ -141,22 +141,22 @@ def test_no_history_leads_to_a_state_that_cannot_be(events):
         before = feed.series
         match event:
             case "page":
-                feed.fetched(page_of("3", up_to_date=False), NOON_MS, False)
+                feed.fetched(page_of("3", up_to_date=False), NOON_MS)
                 assert feed.series is before
             case "same" | "changed":
-                feed.fetched(page_of("1" if event == "same" else "2"), NOON_MS, False)
+                feed.fetched(page_of("1" if event == "same" else "2"), NOON_MS)
                 assert feed.partial is None
             case "written" if feed.series:
-                feed.written(500, 1.0)
+                feed.written(image_of())
             case "not written":
                 feed.not_written()
-            case "evicted" if feed.copy is not tet.Copy.BUFFERED:
+            case "evicted" if not feed.buffered:
                 feed.evicted()
             case "restored" | "none" if feed.known is tet.Known.UNREAD:
-                feed.restored(tet.Stored(series_of(), 1) if event == "restored" else None)
+                feed.restored(stored_at(1) if event == "restored" else None)
         assert feed.series is None or feed.known is not tet.Known.UNREAD
-        assert feed.series or feed.copy is tet.Copy.OUTDATED
-        assert feed.copy is not tet.Copy.CURRENT or feed.stored_bytes > 0
+        assert feed.series or not (feed.buffered or feed.image)
+        assert not (feed.buffered and feed.image)
 
 
 # The schedule

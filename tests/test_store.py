@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import redis
 from rig import (
     HOUR,
     MINUTE,
+    PROGRAM,
     FastClock,
     Rig,
     eventually,
@@ -90,7 +92,7 @@ def test_an_absent_redis_is_not_hammered(exchange, tmp_path):
         for _ in range(4):
             rig.store._retry_at_seconds = 0.0
             with pytest.raises(tet.StoreError):
-                rig.store.ping()
+                rig.store.prepare()
             waits.append(rig.store.retry_seconds)
     assert waits == pytest.approx([1, 2, 4, 8], rel=0.1)
 
@@ -153,7 +155,7 @@ def test_a_wrong_password_is_named_and_never_shown(exchange, tmp_path, password,
         client.config_set("requirepass", "right-pw-456")
         given = {"REDIS_PASSWORD": password} if password else {}
         with Rig(exchange, url_of(server), **given) as rig, pytest.raises(tet.StoreError) as raised:
-            rig.store.ping()
+            rig.store.prepare()
     assert remedy in str(raised.value)
     assert "pw-" not in str(raised.value)
 
@@ -170,22 +172,14 @@ def test_the_right_password_lets_in(exchange, tmp_path):
 def test_a_database_that_does_not_exist_is_said(exchange, redis_url):
     """REDIS_DB beyond what the server has is an error that names it."""
     with Rig(exchange, redis_url, REDIS_DB=4711) as rig, pytest.raises(tet.StoreError, match="REDIS_DB"):
-        rig.store.ping()
+        rig.store.prepare()
 
 
-def test_plain_commands_are_enough(exchange, tmp_path):
-    """A user who may use nothing but the documented commands, on tet:* alone, can run the service."""
+def test_the_rights_that_the_readme_gives_are_enough(exchange, tmp_path):
+    """The line creates a user who may do nothing else, and can run the service."""
     with own_server(tmp_path) as (server, client):
-        documented = tet.Store.__doc__.split("Plain commands only:")[1].split(".")[0]
-        commands = [f"+{name.strip().lower()}" for name in documented.split(",")]
-        client.acl_setuser(
-            "tet",
-            enabled=True,
-            passwords=["+tet-pw"],
-            commands=["-@all", "+select", *commands],
-            keys=["tet:*"],
-            channels=["tet:*"],
-        )
+        (line,) = re.findall(r"`(ACL SETUSER [^`]+)`", (PROGRAM.parent / "README.md").read_text())
+        client.execute_command(*line.replace("PASSWORD", "tet-pw").split())
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw"}
         with started(exchange, url_of(server), **given) as rig:
             rig.binance.gate.pause(0.5, "a test")
@@ -201,7 +195,7 @@ def test_a_user_without_rights_is_told_which_to_give(exchange, tmp_path):
     with own_server(tmp_path) as (server, client):
         client.acl_setuser("tet", enabled=True, passwords=["+pw"], commands=["-@all", "+ping", "+select"])
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "pw"}
-        refused = pytest.raises(tet.StoreError, match=r"read and write tet:\*")
+        refused = pytest.raises(tet.StoreError, match=r"give this user ~tet:\* &tet:updates")
         with Rig(exchange, url_of(server), **given) as rig, refused:
             rig.store.load(tet.TIMEFRAMES["15m"], tet.Pair("BTC", "USDT"))
 
@@ -274,8 +268,8 @@ def test_another_programs_system_key_is_left_alone_and_named(exchange, redis_url
     ]
 
 
-def test_nothing_is_written_before_the_keys_were_looked_at(exchange, redis_url, reader):
-    """When the look at the keys fails, what was fetched waits for the next one."""
+def test_another_programs_key_that_came_during_an_outage_is_left_alone(exchange, redis_url, reader):
+    """What was fetched meanwhile is not written over it."""
     with started(exchange, redis_url) as rig:
         reader.rpush(KEY, "precious")
         rig.feeds[0].due = tet.Due()
@@ -283,9 +277,8 @@ def test_nothing_is_written_before_the_keys_were_looked_at(exchange, redis_url, 
             rig.clock.monotonic() + 0.001,
             "Redis is away",
         )
-        rig.service.writer.writable(rig.feeds)
         rig.service.update(rig.feeds[0])
-        assert rig.feeds[0].copy is tet.Copy.BUFFERED
+        assert rig.feeds[0].error
     assert reader.lrange(KEY, 0, -1) == ["precious"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from contextlib import suppress
 
@@ -37,43 +36,18 @@ def test_a_wrong_password_is_no_silent_redis(exchange, tmp_path):
     assert "pw-" not in log
 
 
-def test_a_write_during_a_look_at_the_keys_does_not_fail(exchange, redis_url, reader):
-    """While the main thread asks Redis about the keys, a worker writes a feed that was looked at before."""
-    with started(exchange, redis_url) as rig:
-        rig.refresh()
-        real, asking, go_on = rig.store.other_types, threading.Event(), threading.Event()
-
-        def slowly(keys):
-            asking.set()
-            go_on.wait(10)
-            return real(keys)
-
-        rig.store.other_types = slowly
-        looking = threading.Thread(target=lambda: rig.service.writer.writable(rig.feeds))
-        looking.start()
-        assert asking.wait(10)
-        exchange.clock.advance(HOUR)
-        rig.binance.sync_clock()
-        rig.service.update(rig.feeds[0])
-        assert rig.feeds[0].failure == ""
-        go_on.set()
-        looking.join()
-    assert stored(reader)["last_candle_time"] == "2026-01-15T13:00:00Z"
-
-
-def test_keys_are_looked_at_again_after_redis_was_away(exchange, redis_url, reader):
-    """What was ours before may be another program's by then: nothing is written before it was seen."""
+def test_a_key_that_became_another_programs_while_redis_was_away_is_left_alone(exchange, redis_url, reader):
+    """What was ours before is not any more: the update fails, the feed is buffered."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
         rig.store._retry_at_seconds = rig.clock.monotonic() + 0.001
         rig.store.unreachable_reason = "Redis is away"
-        rig.service.writer.writable(rig.feeds)
         reader.delete(KEY)
         reader.rpush(KEY, "precious")
         exchange.clock.advance(HOUR)
         rig.binance.sync_clock()
         rig.service.update(rig.feeds[0])
-        assert rig.feeds[0].copy is tet.Copy.BUFFERED
+        assert rig.feeds[0].buffered
     assert reader.lrange(KEY, 0, -1) == ["precious"]
 
 
@@ -83,7 +57,6 @@ def test_an_outage_at_the_start_of_a_cycle_does_not_silence_the_status(exchange,
         rig.refresh()
         rig.store._retry_at_seconds = rig.clock.monotonic() + 0.05
         rig.store.unreachable_reason = "Redis is away"
-        rig.service.writer.writable(rig.feeds)
         rig.binance.gate.pause(3600, "banned")
         rig.service.writer.save_pause()
         assert not reader.exists("tet:system:pause")
@@ -141,7 +114,7 @@ def test_a_flush_replaces_an_older_value_of_the_same_length(exchange, redis_url,
         reader.set(KEY, truth.replace('\\"volume\\":\\"', '\\"volume\\":\\"', 1).replace("2026", "2025", 1))
         assert reader.strlen(KEY) == len(truth)
         rig.service.tick()
-        assert rig.feeds[0].copy is tet.Copy.CURRENT
+        assert not rig.feeds[0].buffered
         assert is_true(exchange, stored(reader))
 
 
@@ -181,5 +154,5 @@ def test_an_unreachable_redis_is_in_the_log_in_the_words_of_operators(exchange, 
     with Rig(exchange, f"redis://127.0.0.1:{unused_port()}") as rig:
         for _ in range(2):
             with pytest.raises(tet.StoreError, match="is Redis running there"):
-                rig.store.ping()
+                rig.store.prepare()
     assert caplog.messages.count("redis unreachable, buffering updates in memory") == 1

@@ -16,5 +16,6 @@ What every run of the service needs of the system around it:
 * ``logs``: how the log looks, and the log file.
 * ``options``, ``addresses``, ``settings_file``: what a setting is, and the texts that it is read from.
 * ``figures``: counts, delays, memory and costs, for the status.
+* ``remedies``: what helps against an error of Redis.
 * ``process``: signals, the service manager, memory, the end.
 """

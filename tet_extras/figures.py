@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,11 @@ class DayOfDelays:
             place = bisect_left(within, -(-share * total // 100))
             found[f"p{share}"] = ordered[place] / 10 if total else None
         return found
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def resident_mb() -> float | None:

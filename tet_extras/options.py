@@ -1,4 +1,4 @@
-"""What a row of the options table is: a setting's names, its type, its help."""
+"""What a row of the options table is: a setting's names, its type, its help; parsers for some types."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import click
+
+from .addresses import Refusal
 
 
 class Parsed(NamedTuple):
@@ -69,3 +71,27 @@ class Option:
             case click.types.BoolParamType():
                 return "[BOOL]"
         return str(self.type.name).removesuffix(" range").upper()
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a text, between commas or blanks, each once."""
+    return list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
+
+
+_SYMBOL = re.compile(r"[^\W_]{1,30}(?:[/_-][^\W_]{1,30})?")
+
+
+def symbol_names(text: str) -> tuple[str, ...]:
+    """Symbols as configured: upper case, a slash where there is a separator. Raises Refusal."""
+    names = [re.sub(r"[_-]", "/", name.upper()) for name in listed(text)]
+    wrong = [name for name in listed(text) if not _SYMBOL.fullmatch(name)]
+    if wrong or not names:
+        raise Refusal(f"not a pair: {', '.join(wrong)}" if wrong else "no pair")
+    return tuple(dict.fromkeys(names))
+
+
+def api_key(text: str) -> str:
+    """A key, checked. Raises ValueError."""
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError
+    return text
