@@ -61,6 +61,8 @@ class Reading:
     exchange_cpu: float
     redis_cpu: float
     counters: dict[str, Any]
+    redis_bytes: int  # received by Redis
+    aof_bytes: int  # size of its append-only file
     updated: int = 0
     seconds: float = 0.0
 
@@ -76,6 +78,9 @@ class Phase:
     kilobytes: float  # per refresh
     exchange_share: float  # of one core, while the passes last
     redis_share: float
+    redis_ms: float  # CPU of Redis per refresh
+    redis_kilobytes: float  # sent to Redis per refresh
+    aof_kilobytes: float  # by which its append-only file grew, per refresh
 
 
 @dataclass
@@ -160,7 +165,10 @@ class Bench:
     def _read(self, pid: int) -> Reading:
         cpu = cpu_seconds(pid)
         others = cpu_seconds(self.exchange.process.pid), cpu_seconds(self.redis_pid)
-        return Reading(cpu, *others, self.exchange.counters())
+        with redis.Redis(port=self.port) as client:
+            received = int(client.info("stats")["total_net_input_bytes"])
+            aof_bytes = int(client.info("persistence").get("aof_current_size", 0))
+        return Reading(cpu, *others, self.exchange.counters(), received, aof_bytes)
 
     def service(self, cycles: int, program: Sequence[str] = MODULE) -> Result:
         """Measure this project's service, as an operator would run it."""
@@ -204,6 +212,9 @@ def _phase(readings: list[Reading]) -> Phase:
         (last.counters["bytes"] - first.counters["bytes"]) / refreshes / 1000,
         (last.exchange_cpu - first.exchange_cpu) / busy,
         (last.redis_cpu - first.redis_cpu) / busy,
+        (last.redis_cpu - first.redis_cpu) / refreshes * 1000,
+        (last.redis_bytes - first.redis_bytes) / refreshes / 1000,
+        (last.aof_bytes - first.aof_bytes) / refreshes / 1000,
     )
 
 
@@ -363,6 +374,27 @@ def load_table(results: list[Result]) -> Iterator[str]:
         )
 
 
+def redis_table(results: list[Result]) -> Iterator[str]:
+    """What Redis had to do and to take, per refresh of a pair."""
+    yield f"{'Redis, per pair':20}{'CPU ms':>14}{'kB received':>18}"
+    yield f"{'':15}{'pairs':>5}{'cold':>7}{'steady':>7}{'cold':>9}{'steady':>9}"
+    for result in results:
+        cold, steady = result.cold, result.steady
+        yield (
+            f"{result.name:<15}{result.pairs:>5}{cold.redis_ms:>7.2f}{steady.redis_ms:>7.2f}"
+            f"{cold.redis_kilobytes:>9.1f}{steady.redis_kilobytes:>9.1f}"
+        )
+
+
+def measure_aof(pairs: int = 25) -> float:
+    """By how many kB Redis' append-only file grows with a steady refresh."""
+    note("growth of the append-only file")
+    with benched(pairs) as bench, redis.Redis(port=bench.port) as client:
+        client.config_set("auto-aof-rewrite-percentage", 0)
+        client.config_set("appendonly", "yes")
+        return bench.service(OTHER_CYCLES).steady.aof_kilobytes
+
+
 def growth(results: list[Result]) -> Iterator[str]:
     """How the service's cost grows with the pairs."""
     ours = [result for result in results if result.name == US]
@@ -460,7 +492,8 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, help="the service alone, with so many pairs")
     options = parser.parse_args()
     if options.pairs:
-        print(*cost_table([run_alone(options.pairs)]), sep="\n")
+        results = [run_alone(options.pairs)]
+        print(*cost_table(results), "", *redis_table(results), sep="\n")
         return 0
     if options.profile:
         from shares import show_shares
@@ -477,7 +510,13 @@ def main() -> int:
     cycles = ", ".join(f"{STEADY_CYCLES[pairs]} ({pairs} pairs)" for pairs in [25, *sizes])
     limit = f" At 1000 pairs MEMORY_LIMIT_MB={MANY_PAIRS_MEMORY_MB}." if sizes else ""
     lines = [f"What a refresh costs: {CANDLES} candles of 15m per pair, from the exchange to Redis", ""]
-    lines += [*machine(), "", *cost_table(results), "", *load_table(results), "", *growth(results)]
+    lines += [*machine(), "", *cost_table(results), "", *load_table(results), ""]
+    lines += [*redis_table(results), ""]
+    lines += [
+        f"Its append-only file grows by {measure_aof():.1f} kB with a steady refresh.",
+        "",
+        *growth(results),
+    ]
     lines += [*start_lines(results[0], same, delays), ""]
     lines += wrapped(
         NOTES.format(
