@@ -33,6 +33,9 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
 
+``tet:upload:{key}``
+    For a moment, a whole value on its way to that key: what is written is renamed to its place in one step.
+
 Each update is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
 ``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
 
@@ -131,6 +134,7 @@ DAY_MS = 24 * HOUR_MS
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
+UPLOAD_KEY = "tet:upload:{{{key}}}"  # in a cluster on the node of that key
 UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -200,6 +204,10 @@ class StoreError(TetError):
 
 class TakenError(StoreError):
     """A key of ours holds what another program has put there: nothing is written."""
+
+    def __init__(self, key: str, kind: str) -> None:
+        remedy = "rename or delete it, or choose another REDIS_DB"
+        super().__init__(f"Redis key {key} holds a {kind} of another program; {remedy}")
 
 
 class StoredValueError(TetError):
@@ -2036,53 +2044,58 @@ STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
 
 
-#: The one way by which anything is written, run by Redis as one step: no reader sees half of it.
+#: The one way by which anything is written, run by Redis as one step: no reader sees half of it. A whole
+#: value is uploaded under a key of its own just before, and renamed here: what passes through Lua is copied
+#: several times, which cost Redis five times as much.
 WRITE_SCRIPT = """
--- KEYS: the value's key; behind it the timestamp's, where both are on this node.
+-- KEYS: the value's key; then the timestamp's, where both are on this node; then, if whole, the upload's.
 -- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
 --       2 the latest last_update that is believed   3 timeframe
---       4 offset of a patch, -1: the value is whole   5 what a patch replaces   6 what is written
+--       4 offset of a patch, -1: the value is whole   5 what a patch replaces   6 with what
 --       7 expiry in ms   8 the timestamp   9 its expiry in ms   10 channel   11 announcement
+local offset = tonumber(ARGV[4])
+local upload = offset < 0 and table.remove(KEYS)
+local function refuse(...)
+  if upload then redis.call('DEL', upload) end
+  return {...}
+end
 local found
 for _, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key).ok
-  if kind ~= 'string' and kind ~= 'none' then return {'taken', key, kind} end
+  if kind ~= 'string' and kind ~= 'none' then return refuse('taken', key, kind) end
   found = found or kind
 end
 if ARGV[1] ~= '' then
-  -- Of a value of ours the end tells how old it is. A damaged one may be written over.
+  -- The end of a value of ours has its age. A damaged one may be written over.
   local tail = redis.call('GETRANGE', KEYS[1], -512, -1)
-  local newest, update, closed, frame = string.match(tail, '"last_candle_time":"([^"]+)",' ..
-    '"last_update":"([^"]+)","data_start":"[^"]+","data_end":"([^"]+)",.*"timeframe":"([^"]+)",' ..
-    '"data_age_seconds":%d+} *$')
+  local fields = string.sub(tail, string.find(tail, '"last_candle_time"', 1, true) or #tail)
+  local newest, update, closed, frame = string.match(fields, '^"last_candle_time":"([^"]+)",' ..
+    '"last_update":"([^"]+)","data_start":"[^"]+","data_end":"([^"]+)","data_completeness":[^,]+,' ..
+    '"candle_count":%d+,"timeframe":"([^"]+)","data_age_seconds":%d+} *$')
   if update and frame == ARGV[3] and update <= ARGV[2] and update .. closed .. newest > ARGV[1] then
-    return {'newer'}
+    return refuse('newer')
   end
 end
-local offset = tonumber(ARGV[4])
-if offset < 0 then
-  redis.call('SET', KEYS[1], ARGV[6], 'PX', ARGV[7])
-else
-  if redis.call('GETRANGE', KEYS[1], offset, -1) ~= ARGV[5] then return {'whole'} end
+if upload then
+  redis.call('RENAME', upload, KEYS[1])
+elseif redis.call('GETRANGE', KEYS[1], offset, -1) == ARGV[5] then
   redis.call('SETRANGE', KEYS[1], offset, ARGV[6])
-  redis.call('PEXPIRE', KEYS[1], ARGV[7])
+else
+  return {'whole'}
 end
+redis.call('PEXPIRE', KEYS[1], ARGV[7])
 if KEYS[2] then
   redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
   redis.call('PUBLISH', ARGV[10], ARGV[11])
 end
 return {found == 'none' and 'created' or 'written'}
 """
+UPLOAD_MS = 30 * SECOND_MS  # an upload that was not renamed is gone after so long
 #: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
 MAX_AHEAD_MS = 60 * SECOND_MS
 
 #: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
 TAIL_BYTES = 1200
-
-
-def _taken(key: str, kind: str) -> TakenError:
-    remedy = "rename or delete it, or choose another REDIS_DB"
-    return TakenError(f"Redis key {key} holds a {kind} of another program; {remedy}")
 
 
 class Store:
@@ -2097,7 +2110,7 @@ class Store:
         self._config = config
         self._clock = clock
         self._client = client
-        self._script = client.register_script(WRITE_SCRIPT)
+        self._sha = hashlib.sha1(WRITE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
         self._lock = threading.Lock()
         self._failures = 0
         self._retry_at_seconds = 0.0  # monotonic
@@ -2153,21 +2166,36 @@ class Store:
             client.ping()
             client.script_load(WRITE_SCRIPT)
 
-    def _write(self, keys: Sequence[str], *arguments: bytes | str | float) -> str:
+    def _write(self, keys: Sequence[str], whole: bytes | str | None, *arguments: bytes | str | int) -> str:
         """Run the script: created, written, newer, or whole. Raises TakenError for another program's key."""
-        with self._answering():
-            answer, *details = (part.decode() for part in self._script(keys, arguments))
+        import redis
+
+        with self._answering() as client:
+            try:
+                answers = self._run(client, keys, whole, arguments)
+            except redis.exceptions.NoScriptError:  # Redis was restarted
+                client.script_load(WRITE_SCRIPT)
+                answers = self._run(client, keys, whole, arguments)
+        answer, *details = (part.decode() for part in answers)
         if answer == "taken":
-            raise _taken(*details)
+            raise TakenError(*details)
         return str(answer)
+
+    def _run(
+        self, client: Any, keys: Sequence[str], whole: bytes | str | None, arguments: Sequence[Any]
+    ) -> Any:
+        """Upload a whole value, if it is one, and run the script: one round trip."""
+        if whole is None:
+            return client.evalsha(self._sha, len(keys), *keys, *arguments)
+        upload = UPLOAD_KEY.format(key=keys[0])
+        with client.pipeline(transaction=False) as pipe:
+            pipe.set(upload, whole, px=UPLOAD_MS)
+            pipe.evalsha(self._sha, len(keys) + 1, *keys, upload, *arguments)
+            return pipe.execute()[1]
 
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
-        return self._write([key], "", "", "", -1, "", text, max(1, round(expiry_seconds * SECOND_MS)))
-
-    def load(self, timeframe: Timeframe, pair: Pair) -> bytes | None:
-        """The stored value of a pair, None when there is none. Raises TakenError, too."""
-        return self._load_expiring(kline_key(timeframe, pair))[0]
+        return self._write([key], text, "", "", "", -1, "", "", max(1, round(expiry_seconds * SECOND_MS)))
 
     def save(
         self, pair: Pair, image: Image, patch: Patch | None, good_ms: int, announcement: Mapping[str, object]
@@ -2180,10 +2208,11 @@ class Store:
         """
         series, timeframe = image.series, image.series.timeframe
         age = "".join(map(iso_time, (good_ms, series.closed_end_ms, series.opens[image.end - 1])))
-        offset, expected, new = patch[:3] if patch else (-1, b"", image.whole())
+        offset, expected, new = patch[:3] if patch else (-1, b"", b"")
         config = self._config
         return self._write(
             [kline_key(timeframe, pair), timestamp_key(timeframe, pair)],
+            None if patch else image.whole(),
             age,
             iso_time(self._clock.now_ms() + MAX_AHEAD_MS),
             timeframe.name,
@@ -2202,14 +2231,14 @@ class Store:
 
         Its age follows from its expiry, so that nobody's clock matters.
         """
-        text, left_ms = self._load_expiring(STATUS_KEY)
+        text, left_ms = self.load(STATUS_KEY)
         try:
             status = _parse_object(text or b"")
             return status, max(0.0, float(status["ttl_seconds"]) - left_ms / SECOND_MS)
         except (BadReply, KeyError, TypeError, ValueError):
             return None
 
-    def _load_expiring(self, key: str) -> tuple[bytes | None, int]:
+    def load(self, key: str) -> tuple[bytes | None, int]:
         """A value, None where there is none, and in how many ms it expires. Raises TakenError, too."""
         with self._answering() as client, client.pipeline(transaction=False) as pipe:
             pipe.type(key)
@@ -2217,7 +2246,7 @@ class Store:
             pipe.pttl(key)
             kind, value, left_ms = pipe.execute(raise_on_error=False)
             if isinstance(kind, bytes) and kind not in (b"string", b"none"):
-                raise _taken(key, kind.decode())
+                raise TakenError(key, kind.decode())
             for error in (kind, value, left_ms):
                 if isinstance(error, Exception):
                     raise error
@@ -2247,7 +2276,7 @@ class Store:
 
         What is left follows from the key's expiry, which no local clock can get wrong.
         """
-        text, left_ms = self._load_expiring(PAUSE_KEY)
+        text, left_ms = self.load(PAUSE_KEY)
         try:
             pause = _parse_object(text or b"")
         except BadReply:
@@ -2406,7 +2435,7 @@ class Writer:
 
     def restore(self, feed: Feed) -> None:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
-        value = self._store.load(feed.timeframe, feed.pair)
+        value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
         try:
             feed.restored(None if value is None else self._read_back(feed, value))
         except StoredValueError as error:
@@ -3310,32 +3339,16 @@ def _at_port(config: Config, port: int) -> Config:
 
 def demo(flags: Mapping[str, str], *, once: bool) -> int:
     """``--demo``: a simulated exchange, an embedded server in a folder that goes again, and the service."""
-    import tempfile
-
-    from tet_extras.embedded import DEMO_BEFORE
-    from tet_extras.simulated_binance import Market, SimulatedBinance
-
-    with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
-        settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
-        settings |= {"REDIS_ADDR": EMBEDDED, "DATA_DIR": folder, **flags}
-        symbols = resolve_config(settings, {}, None).config.symbols
-        names = [name for name in symbols if "/" in name]
-        with SimulatedBinance(market=Market.random_walk(names)) as exchange:
-            config = resolve_config({**settings, "BINANCE_BASE_URL": exchange.url}, {}, None).config
-            start_logging(config)
-            click.echo(DEMO_BEFORE)
-            return serve(config, once=once, on_filled=_show_demo)
-
-
-def _show_demo(config: Config, store: Store, clock: Clock, once: bool) -> None:
-    """Show what has landed, and how to look at it."""
-    from tet_extras.embedded import DEMO_AFTER
+    from tet_extras.demo import simulated, text_after
     from tet_extras.report import report_text
 
-    click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
-    if not once:
-        port, program = urlsplit(config.redis_addr).port, Path(sys.argv[0]).name
-        click.echo(DEMO_AFTER.format(port=port, program=program))
+    def show(config: Config, store: Store, clock: Clock, once: bool) -> None:
+        click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
+        click.echo("" if once else text_after(urlsplit(config.redis_addr).port), nl=not once)
+
+    with simulated(flags, lambda settings: resolve_config(settings, {}, None).config) as config:
+        start_logging(config)
+        return serve(config, once=once, on_filled=show)
 
 
 def serve(config: Config, *, once: bool, on_filled: Callable[..., None] = lambda *facts: None) -> int:

@@ -197,7 +197,7 @@ def test_a_user_without_rights_is_told_which_to_give(exchange, tmp_path):
         given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "pw"}
         refused = pytest.raises(tet.StoreError, match=r"give this user ~tet:\* &tet:updates")
         with Rig(exchange, url_of(server), **given) as rig, refused:
-            rig.store.load(tet.TIMEFRAMES["15m"], tet.Pair("BTC", "USDT"))
+            rig.store.load(KEY)
 
 
 # What stands under the keys

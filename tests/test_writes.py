@@ -228,6 +228,7 @@ def test_a_list_in_place_of_a_value_is_left_alone(exchange, redis_url, reader, k
         assert isinstance(rig.feeds[0].error, tet.TakenError)
     assert reader.lrange(key, 0, -1) == ["precious"]
     assert reader.get(KEY if key == TIMESTAMP_KEY else TIMESTAMP_KEY) == others
+    assert reader.keys("tet:upload:*") == []
 
 
 # Two instances
@@ -248,6 +249,7 @@ def test_an_instance_that_slept_does_not_write_over_a_newer_value(exchange, redi
         caplog.set_level("INFO", tet.LOGGER)
         slow.service.writer.write(slow_feed)
         assert reader.get(KEY) == newer
+        assert reader.keys("tet:upload:*") == []
         assert "redis has a newer value, restoring it" in caplog.messages
         assert tet.iso_time(slow_feed.series.opens[-1]) == stored(reader)["last_candle_time"]
         exchange.clear()
@@ -318,6 +320,20 @@ def test_a_server_that_forgot_the_script_is_given_it_again(exchange, redis_url, 
         later(rig, MINUTE)
         assert rig.feeds[0].failure == ""
     assert stored(reader)["last_update"] == "2026-01-15T12:08:30Z"
+
+
+def test_an_upload_that_did_not_arrive_changes_nothing(exchange, redis_url, reader):
+    """Redis took the script, and not the value before it: full, or evicting."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        before = reader.get(KEY)
+        with (
+            redis.Redis.from_url(redis_url, db=1) as client,
+            pytest.raises(redis.ResponseError, match="no such"),
+        ):
+            client.evalsha(rig.store._sha, 2, KEY, "tet:upload:none", "", "", "", -1, "", "", 1000)
+        assert reader.get(KEY) == before
+        assert reader.ttl(KEY) > 86_000
 
 
 def test_a_server_that_was_restarted_is_written_whole(exchange, tmp_path):

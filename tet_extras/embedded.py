@@ -1,4 +1,4 @@
-"""A Valkey (or Redis) server as a child of this process, for REDIS_ADDR=embedded; and the demo's words."""
+"""A Valkey (or Redis) server as a child of this process, for REDIS_ADDR=embedded."""
 
 from __future__ import annotations
 
@@ -34,18 +34,6 @@ KEEPER = (
     '"$@" </dev/null & server=$!; exec >&-; '
     'while read -r _; do :; done; kill "$server" 2>/dev/null; wait "$server"'
 )
-
-
-DEMO_BEFORE = """\
-This is a demo. The market is simulated: no price here is real.
-Everything runs on this machine: an exchange, a Redis server, and the service."""
-DEMO_AFTER = """
-Look at it from another terminal:
-  redis-cli -p {port} -n 1 get tet:kline:15m:BTC_USDT
-  python -c "import redis; print(redis.Redis(port={port}, db=1).get('tet:system:status'))"
-  {program} --public --redis=127.0.0.1:{port} --status --watch
-
-It keeps running and keeps the candles fresh; Ctrl-C ends it."""
 
 
 class EmbeddedError(Exception):

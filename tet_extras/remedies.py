@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: The commands that the service uses, those inside of its script included.
-COMMANDS = "ping select get getrange pttl evalsha script|load type set setrange pexpire publish"
+COMMANDS = "ping select get getrange pttl evalsha script|load type set del rename setrange pexpire publish"
 ACL_REMEDY = f"give this user ~tet:* &tet:updates {' '.join(f'+{name}' for name in COMMANDS.split())}"
 #: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
 REMEDIES = (
