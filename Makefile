@@ -51,6 +51,9 @@ bench: $(READY) ## Measure a refresh (QUICK=1: 25 pairs; PAIRS=n: no peers)
 bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
 
+bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
+	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
+
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
 	$(BIN)/tet-data-service --config=config.txt --health-check
 
@@ -71,5 +74,5 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness health
+.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches health
 .PHONY: docker-build docker-run docker-stop docker-logs clean

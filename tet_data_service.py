@@ -22,7 +22,7 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 
 ``tet:timestamp:{timeframe}:{SYMBOL}``
     Time of the last good update, expiring after ``TIMESTAMP_TTL``; written with the value above in
-    one transaction.
+    one step.
 
 ``tet:system:status``
     A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
@@ -811,12 +811,9 @@ def _check_opens(timeframe: Timeframe, opens_ms: Sequence[int]) -> None:
 MAX_LAG_MS = 15 * SECOND_MS
 #: How every stored value begins; its candles follow.
 FRONT = b'{"ohlcv_data":"{'
-#: A patched value may end in so many blanks, and is written whole at least so often: that heals what no
-#: comparison of its end shows.
-MAX_FILLING = 32
-WHOLE_AGAIN_MS = HOUR_MS
-#: So many candles from the end may have changed for a patch; the ones before are compared as one.
-PATCHED_CANDLES = 8
+MAX_FILLING = 32  # blanks that a patched value may end in
+WHOLE_AGAIN_MS = HOUR_MS  # patched, or not: that heals what no comparison of its end shows
+PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others are compared as one
 
 
 @dataclass(frozen=True)
@@ -2044,15 +2041,14 @@ STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
 
 
-#: The one way by which anything is written, run by Redis as one step: no reader sees half of it. A whole
-#: value is uploaded under a key of its own just before, and renamed here: what passes through Lua is copied
-#: several times, which cost Redis five times as much.
+#: The one way by which anything is written, in one step: no reader sees half of it. A whole value is uploaded
+#: under a key of its own and renamed here: to pass it through Lua cost Redis five times as much.
 WRITE_SCRIPT = """
 -- KEYS: the value's key; then the timestamp's, where both are on this node; then, if whole, the upload's.
 -- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
---       2 the latest last_update that is believed   3 timeframe
---       4 offset of a patch, -1: the value is whole   5 what a patch replaces   6 with what
---       7 expiry in ms   8 the timestamp   9 its expiry in ms   10 channel   11 announcement
+--       2 the latest last_update that is believed   3 timeframe   4 offset of a patch, -1: it is whole
+--       5 what a patch replaces   6 with what   7 expiry in ms
+--       8 the timestamp   9 its expiry in ms   10 channel   11 announcement
 local offset = tonumber(ARGV[4])
 local upload = offset < 0 and table.remove(KEYS)
 local function refuse(...)
@@ -2096,6 +2092,14 @@ MAX_AHEAD_MS = 60 * SECOND_MS
 
 #: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
 TAIL_BYTES = 1200
+
+
+def _unless_error(answers: list[Any]) -> list[Any]:
+    """The answers of a pipeline; the first error among them is raised, without the command in its text."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 class Store:
@@ -2181,9 +2185,7 @@ class Store:
             raise TakenError(*details)
         return str(answer)
 
-    def _run(
-        self, client: Any, keys: Sequence[str], whole: bytes | str | None, arguments: Sequence[Any]
-    ) -> Any:
+    def _run(self, client: Any, keys: Sequence[str], whole: object, arguments: Iterable[Any]) -> Any:
         """Upload a whole value, if it is one, and run the script: one round trip."""
         if whole is None:
             return client.evalsha(self._sha, len(keys), *keys, *arguments)
@@ -2191,7 +2193,7 @@ class Store:
         with client.pipeline(transaction=False) as pipe:
             pipe.set(upload, whole, px=UPLOAD_MS)
             pipe.evalsha(self._sha, len(keys) + 1, *keys, upload, *arguments)
-            return pipe.execute()[1]
+            return _unless_error(pipe.execute(raise_on_error=False))[1]
 
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
@@ -2247,9 +2249,7 @@ class Store:
             kind, value, left_ms = pipe.execute(raise_on_error=False)
             if isinstance(kind, bytes) and kind not in (b"string", b"none"):
                 raise TakenError(key, kind.decode())
-            for error in (kind, value, left_ms):
-                if isinstance(error, Exception):
-                    raise error
+            _unless_error([kind, value, left_ms])
         return value, left_ms
 
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:

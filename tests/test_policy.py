@@ -237,7 +237,7 @@ def test_the_cost_of_the_default_configuration():
     cost = tet.estimate(25, settings())
     assert cost.requests == 25 * 20
     assert cost.bytes_from_binance == 500 * (500 + 7 * 70)
-    assert cost.bytes_to_redis == 500 * 2880 * 145
+    assert cost.bytes_to_redis == 100 * 2880 * 145 + 400 * 1200, "whole at four closes an hour"
     assert cost.candles_bytes == 25 * 2880 * 155
 
 

@@ -19,11 +19,17 @@ TARGETS = set(re.findall(r"^([a-z-]+):.* ## ", MAKEFILE, re.M))
 
 #: Run elsewhere: CI runs the first three, tests/test_build.py the build.
 ELSEWHERE = {"dev-setup", "check", "test", "build"}
-MEASURE = {"soak": "CYCLES=3", "bench": "PAIRS=2", "bench-freshness": "MINUTES=0.02"}
+MEASURE = {
+    "soak": "CYCLES=3",
+    "bench": "PAIRS=2",
+    "bench-freshness": "MINUTES=0.02",
+    "bench-patches": "PATCHES=500",
+}
 SAYS = {
     "soak": "differ from the exchange: none",
     "bench": "this service       2",
     "bench-freshness": "25 pairs, 1m candles",
+    "bench-patches": "500 patches",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
 DOCKER = {"docker-build", "docker-run", "docker-stop", "docker-logs"}

@@ -316,10 +316,22 @@ def test_a_server_that_forgot_the_script_is_given_it_again(exchange, redis_url, 
     """SCRIPT FLUSH while running."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
-        reader.script_flush()
-        later(rig, MINUTE)
-        assert rig.feeds[0].failure == ""
-    assert stored(reader)["last_update"] == "2026-01-15T12:08:30Z"
+        for forget in (lambda: None, rig.feeds[0].not_written, rig.service.write_status):
+            reader.script_flush()
+            forget()
+            later(rig, MINUTE)
+            assert rig.feeds[0].failure == ""
+    assert stored(reader)["last_update"] == "2026-01-15T12:10:30Z"
+    assert reader.exists("tet:system:status")
+
+
+def test_a_refusal_of_redis_is_told_without_the_value(exchange, tmp_path):
+    """Full: the reason begins with Redis' own words."""
+    with own_server(tmp_path) as (server, client), started(exchange, url_of(server)) as rig:
+        client.config_set("maxmemory", "1mb")
+        rig.refresh()
+        assert rig.feeds[0].failure.startswith("Redis refuses: command not allowed when used memory")
+        assert not client.exists(KEY)
 
 
 def test_an_upload_that_did_not_arrive_changes_nothing(exchange, redis_url, reader):

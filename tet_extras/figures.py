@@ -106,12 +106,15 @@ def estimate(
     """The hourly cost in steady state at the base interval.
 
     ``timeframes`` has the length of a candle in ms and the number kept, for each. Sizes are those of
-    typical replies: 70 bytes a row after gzip and 500 for the reply around them; a stored candle takes 145.
+    typical replies: 70 bytes a row after gzip and 500 for the reply around them; a stored candle takes 145,
+    a patch 1,200. A value is written whole at each close, and once an hour.
     """
     requests = to_redis = candles = 0
     for step_ms, held in timeframes:
-        updates = pairs * max(3600 / interval_seconds, 3_600_000 / step_ms)
+        closes = pairs * 3_600_000 / step_ms
+        updates = max(pairs * 3600 / interval_seconds, closes)
+        whole = min(updates, max(pairs, closes))
         requests += round(updates)
-        to_redis += round(updates * held * 145)
+        to_redis += round(whole * held * 145 + (updates - whole) * 1200)
         candles += pairs * held * 155
     return Estimate(requests, requests * (500 + 70 * (refetched + 1)), to_redis, candles)

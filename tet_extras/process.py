@@ -26,8 +26,8 @@ def stop_on_signals(stop: Callable[[str], None], code: int) -> None:
 
     The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads it
     and calls ``stop`` with the signal's name: that may take a lock that the interrupted thread holds.
-    ``code`` is the exit code of a stop that had to be cut short: nothing is half-written, since Redis gets
-    whole transactions.
+    ``code`` is the exit code of a stop that had to be cut short: nothing is half-written, since Redis
+    writes in one step.
     """
     notes: queue.SimpleQueue[int] = queue.SimpleQueue()
 
