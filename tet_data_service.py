@@ -56,7 +56,7 @@ The module reads from top to bottom; chapters, and where they are tested (tests/
 * the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
   series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
 * the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
-* what joins them: the fetcher (service, faults), the writer (store, writer), the service, which opens
+* what joins them: the fetcher (service, faults), the writer (writer, writes), the service, which opens
   with its theory of operation (service, program), the status (monitoring)
 * what people start: --status and --health-check (monitoring), the command line (program)
 
