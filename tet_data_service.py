@@ -812,7 +812,7 @@ MAX_LAG_MS = 15 * SECOND_MS
 #: How every stored value begins; its candles follow.
 FRONT = b'{"ohlcv_data":"{'
 MAX_FILLING = 32  # blanks that a patched value may end in
-WHOLE_AGAIN_MS = HOUR_MS  # patched, or not: that heals what no comparison of its end shows
+WHOLE_AGAIN_MS = HOUR_MS  # that heals what no comparison of its end shows
 PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others are compared as one
 
 
@@ -2049,19 +2049,19 @@ WRITE_SCRIPT = """
 --       2 the latest last_update that is believed   3 timeframe   4 offset of a patch, -1: it is whole
 --       5 what a patch replaces   6 with what   7 expiry in ms
 --       8 the timestamp   9 its expiry in ms   10 channel   11 announcement
-local offset = tonumber(ARGV[4])
+local offset, found = tonumber(ARGV[4]), nil
 local upload = offset < 0 and table.remove(KEYS)
 local function refuse(...)
   if upload then redis.call('DEL', upload) end
   return {...}
 end
-local found
 for _, key in ipairs(KEYS) do
   local kind = redis.call('TYPE', key).ok
   if kind ~= 'string' and kind ~= 'none' then return refuse('taken', key, kind) end
   found = found or kind
 end
-if ARGV[1] ~= '' then
+local same = not upload and redis.call('GETRANGE', KEYS[1], offset, -1) == ARGV[5]
+if not same and ARGV[1] ~= '' then
   -- The end of a value of ours has its age. A damaged one may be written over.
   local tail = redis.call('GETRANGE', KEYS[1], -512, -1)
   local fields = string.sub(tail, string.find(tail, '"last_candle_time"', 1, true) or #tail)
@@ -2074,7 +2074,7 @@ if ARGV[1] ~= '' then
 end
 if upload then
   redis.call('RENAME', upload, KEYS[1])
-elseif redis.call('GETRANGE', KEYS[1], offset, -1) == ARGV[5] then
+elseif same then
   redis.call('SETRANGE', KEYS[1], offset, ARGV[6])
 else
   return {'whole'}
