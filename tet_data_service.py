@@ -453,7 +453,9 @@ OPTIONS = (
     Option("LOG_MAX_MB", None, "10", WHOLE(1, 10_000), "Size at which the log file is rotated."),
     Option("LOG_BACKUPS", None, "5", WHOLE(0, 100), "Rotated log files to keep."),
     Option("HTTP_ADDR", "--http", None, LISTEN,
-           "Serve /health and /metrics (Prometheus) there; off by default."),
+           "Serve the page, /api, /health and /metrics (Prometheus) there; off by default."),
+    Option("HTTP_TOKEN", None, None, KEY,
+           "What the page, /api and /metrics ask for; no flag, since flags show in ps.", secret=True),
     Option("METRICS_PER_SYMBOL", None, "false", BOOL, "Let /metrics have the data's age for each symbol."),
 )  # fmt: skip
 
@@ -499,6 +501,7 @@ class Config:
     log_max_mb: int
     log_backups: int
     http_addr: tuple[str, int] | None
+    http_token: str | None
     metrics_per_symbol: bool
 
     @property
@@ -509,7 +512,7 @@ class Config:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every text that must never be shown, the longest first."""
-        found = {self.binance_api_key, self.binance_secret_key, self.redis_password}
+        found = {self.binance_api_key, self.binance_secret_key, self.redis_password, self.http_token}
         in_url = urlsplit(self.redis_addr).password or ""
         found |= {in_url, unquote(in_url)}
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
@@ -637,8 +640,10 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
             f"KLINE_TTL {config.kline_ttl} s is below MAX_DATA_AGE {config.max_data_age} s: candles may "
             "expire between two updates"
         )
-    if config.http_addr and not addresses.is_loopback(config.http_addr[0]):
-        cautions.append("HTTP_ADDR is not on loopback: anybody who reaches it reads health and metrics")
+    if config.http_addr and not addresses.is_loopback(config.http_addr[0]) and not config.http_token:
+        cautions.append(
+            "HTTP_ADDR is not on loopback: anybody who reaches it reads all of it; set HTTP_TOKEN"
+        )
     return cautions
 
 
@@ -2424,6 +2429,7 @@ class Writer:
         self._store = store
         self._gate = gate
         self._on_close = on_close
+        self.on_written: Callable[[Mapping[str, object]], None] = lambda announcement: None
         self._warned: set[str] = set()  # what cannot be written, since its key is another program's
         self._flush_at_seconds = 0.0  # monotonic
         self._status_at_seconds = 0.0  # monotonic
@@ -2489,6 +2495,7 @@ class Writer:
                 say(logging.INFO, "redis has a newer value, restoring it", feed=feed.name)
                 return self.restore(feed)
             feed.written(image)
+            self.on_written(announcement)
             if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
                 self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS)
             if self._evicting:
@@ -2648,6 +2655,14 @@ class Watchlist:
     def __len__(self) -> int:
         return len(self._feeds)
 
+    def find(self, symbol: str, timeframe: str) -> Feed:
+        """The feed of a pair (BTC/USDT, BTC_USDT or BTCUSDT) in a timeframe. Raises LookupError."""
+        name = symbol.translate({ord("/"): None, ord("_"): None, ord("-"): None})
+        for feed in self:
+            if (feed.pair.symbol, feed.timeframe.name) == (name, timeframe):
+                return feed
+        raise LookupError(f"{symbol} is not kept in {timeframe}")
+
     def update(self, listings: Mapping[str, Listing]) -> None:
         """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
         pairs, invalid = resolve_symbols(self._config.symbols, listings)
@@ -2707,6 +2722,7 @@ class Service:
         self.fetcher = Fetcher(config, clock, binance)
         self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
         binance.on_pause = self.writer.save_pause
+        self.writer.on_written = lambda announcement: self.status.on_written(announcement)
         binance.on_request = lambda seconds: self.status.observe("request", seconds)
 
     def run(self) -> int:
@@ -2928,7 +2944,7 @@ class Service:
 
 
 # ------------------------------------------------------------------------------
-# Status: the figures, the status object, /health and the metrics
+# Status: the figures, the status object, and what HTTP serves of them
 # ------------------------------------------------------------------------------
 
 HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second
@@ -2945,7 +2961,7 @@ class Status:
     """The service's figures, and how they are shown: the status object, the log, /health and the metrics.
 
     The main thread changes the fields; workers add to the tallies, and HTTP threads read. ``observe`` adds
-    to a histogram; it does nothing until something serves them.
+    to a histogram, ``on_written`` hears of each write; both do nothing until something serves them.
     """
 
     def __init__(
@@ -2965,6 +2981,7 @@ class Status:
         self._schedule = schedule
         self._started = clock.monotonic()
         self.observe: Callable[[str, float], None] = lambda name, seconds: None
+        self.on_written: Callable[[Mapping[str, object]], None] = lambda announcement: None
         self.state = "starting"
         self.waiting_for = ""
         self.heartbeat_seconds = 0.0  # monotonic
@@ -3161,6 +3178,49 @@ class Status:
             if feed.updated_ms:
                 yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
 
+    # The page and /api
+
+    def shown(self) -> Iterator[Shown]:
+        """Each feed as the page's table shows it; costs no look at its candles."""
+        now_ms = self._clock.now_ms()
+        for feed in self._watchlist:
+            updated_ms, failure, state = feed.updated_ms, feed.failure, "fresh"
+            if not updated_ms:
+                state = "missing"
+            elif now_ms - updated_ms > self._config.max_data_age * SECOND_MS:
+                state = "stale"
+            elif failure:
+                state = "failing"
+            updated = _iso_or_none(updated_ms)
+            yield Shown(feed.pair.name, feed.timeframe.name, state, failure, updated, feed.series)
+
+    def candles_of(self, symbol: str, timeframe: str) -> Image | None:
+        """A feed's candles as they are stored, or will be once Redis takes them; None where there are none.
+
+        They come from memory, else from Redis. Raises LookupError for what is not kept here, StoreError.
+        """
+        feed = self._watchlist.find(symbol, timeframe)
+        wanted, series = feed.timeframe.candles_in_days(self._config.data_days), feed.series
+        try:
+            if series is not None:
+                return make_image(series, wanted, feed.fetched_ms, self._config.closed_only)
+            value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
+            now_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
+            return read_stored_value(value, feed.timeframe, wanted, now_ms).image if value else None
+        except StoredValueError:
+            return None  # not one closed candle yet, or damaged: it is fetched anew
+
+
+class Shown(NamedTuple):
+    """A feed as the page shows it: fresh, stale, failing or missing, and why; its candles, if in memory."""
+
+    symbol: str
+    timeframe: str
+    state: str
+    reason: str
+    updated: str | None
+    series: Series | None
+
 
 def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
@@ -3168,17 +3228,18 @@ def _iso_or_none(at_ms: int) -> str | None:
 
 @contextmanager
 def serving_http(config: Config, status: Status) -> Iterator[None]:
-    """Serve /health and /metrics where HTTP_ADDR says, if it does. Raises TetError when it cannot bind."""
+    """Serve HTTP where HTTP_ADDR says, if it does. Raises TetError when it cannot bind."""
     if not config.http_addr:
         yield
         return
-    from tet_extras import web
+    from tet_extras import answers, web
 
     ages = status.ages if config.metrics_per_symbol else None
-    with web.serving(config.http_addr, status.fields, status.health, ages, TetError) as server:
-        status.observe = server.observe
-        address = addresses.host_and_port(config.http_addr[0], server.port)
-        say(logging.INFO, "serving /health and /metrics", address=address)
+    sources = answers.Sources(status.fields, status.health, status.shown, status.candles_of, ages, StoreError)
+    with web.serving(config.http_addr, config.http_token, sources, TetError) as server:
+        status.observe, status.on_written = server.observe, server.written
+        url = addresses.page_url(config.http_addr[0], server.port)
+        say(logging.INFO, "serving the page, /api, /health and /metrics", url=url)
         yield
 
 

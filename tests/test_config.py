@@ -43,6 +43,7 @@ RIGHT = {
     "LOG_FILE": ("a.log", "b.log", "c.log"),
     "DATA_DIR": ("a", "b", "c"),
     "HTTP_ADDR": ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"),
+    "HTTP_TOKEN": ("token-a", "token-b", "token-c"),
 }
 WHOLE_NUMBERS = ("11", "12", "13")
 
@@ -78,6 +79,7 @@ DEFAULTS = {
     "log_format": "text",
     "log_file": None,
     "http_addr": None,
+    "http_token": None,
 }
 
 #: For settings that are numbers: the least and the most that is allowed, and what lies just outside.
@@ -128,6 +130,7 @@ WRONG = {
     "LOG_LEVEL": ("loud", "inf"),
     "LOG_FORMAT": ("xml",),
     "HTTP_ADDR": ("8080", "h", ":8080", "h:", "h:99999", "h:1/x"),
+    "HTTP_TOKEN": ("two words", "schlüssel"),
     **{name: (*outside, "abc", "nan", "1_0", "٥") for name, (_, _, *outside) in RANGES.items()},
 }
 ANYTHING = {"REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}

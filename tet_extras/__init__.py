@@ -9,7 +9,8 @@ The optional front doors are loaded only when a setting asks for them:
 * ``demo``: what ``--demo`` adds.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
 * ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
-* ``web``: ``/health`` and ``/metrics``, for ``HTTP_ADDR``.
+* ``web``: HTTP, for ``HTTP_ADDR``; the page's own files are in ``page/``.
+* ``answers``, ``pairs``, ``news``: what ``web`` answers, the page's table, what changes in it.
 
 What every run of the service needs of the system around it:
 

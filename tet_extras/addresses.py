@@ -67,6 +67,12 @@ def host_and_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def page_url(host: str, port: int) -> str:
+    """Where a browser on this machine finds what is served on that host and port."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (read, not listened on)
+    return f"http://{host_and_port(host, port)}/"
+
+
 def without_password(address: str) -> str:
     """The address with everything masked that may be a password, however odd it looks."""
     return re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", address, flags=re.DOTALL)

@@ -1,29 +1,39 @@
-"""Serves /health and /metrics over HTTP, for HTTP_ADDR. It is handed callables.
+"""Serves the page, /api, /health and /metrics over HTTP, for HTTP_ADDR. What it answers is in `answers`.
 
 ``/health`` is 200 when the service lives and its data is fresh, else 503, with the reasons as JSON;
 ``/health/live`` and ``/health/ready`` are each half of it. ``/metrics`` is for Prometheus. A client is
-served on a thread of its own, within `CLIENT_SECONDS`, and no more than `MAX_CLIENTS` at a time.
+served on a thread of its own, no more than `MAX_CLIENTS` at a time: it must have asked within
+`CLIENT_SECONDS`, and taken the answer within `SEND_SECONDS`. Those who follow /events are counted apart.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+from urllib.parse import unquote
 
 import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 
-from .addresses import host_and_port
+from .addresses import host_and_port, is_loopback
+from .answers import Request, Response, Site, Sources
+from .news import News
+from .pairs import Table
 
 CLIENT_SECONDS = 5.0
-MAX_CLIENTS = 16
+SEND_SECONDS = 30.0
+ROOM_SECONDS = 0.5  # for which a client waits when there are too many; then it is turned away
+MAX_CLIENTS = 32
+MAX_VIEWERS = 128
 
 Status = Mapping[str, Any]
 
@@ -100,43 +110,37 @@ COUNTERS: tuple[tuple[str, str, str, Callable[[Status], Mapping[str, float]]], .
 
 
 class WebServer:
-    """The HTTP server. What it is handed is called at each request, from its threads.
+    """The HTTP server. What is in ``sources`` is called from its threads."""
 
-    ``status`` gives the object under tet:system:status, ``health`` whether the service is live and ready
-    and the reasons where not, and ``ages``, if wanted, symbol, timeframe and age in seconds of each feed.
-    """
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        status: Callable[[], Status],
-        health: Callable[[], Mapping[str, Any]],
-        ages: Callable[[], Iterable[tuple[str, str, float]]] | None,
-    ) -> None:
+    def __init__(self, address: tuple[str, int], token: str | None, sources: Sources) -> None:
         self._address = address
-        self._status = status
-        self._health = health
-        self._ages = ages
+        self._sources = sources
+        self._table = Table(sources.shown, sources.candles_of, sources.failed)
+        on_loopback = is_loopback(address[0])
+        self._site = Site(
+            sources, self._table, token, on_loopback, self._exposition, lambda: self._news.follow()
+        )
+        self._news = News(self._table, self._site.status_now)
         self.port = 0
-        self._server: WSGIServer | None = None
-        registry = prometheus.CollectorRegistry()
+        self._server: _Server | None = None
+        self._registry = registry = prometheus.CollectorRegistry()
         registry.register(self)
         prometheus.ProcessCollector(registry=registry)
         self._histograms = {
             name: prometheus.Histogram(metric, text, buckets=buckets, registry=registry)
             for name, (metric, text, buckets) in HISTOGRAMS.items()
         }
-        self._metrics = prometheus.make_wsgi_app(registry)
 
     def start(self) -> None:
         """Listen, on a thread of its own. Raises OSError when it cannot bind."""
-        self._server = _bounded_server(self._address, self._status()["version"])
-        self._server.set_app(self._answer)
+        version = f"tet-data-service/{self._sources.status()['version']}"
+        self._server = _Server(self._address, self._site, version)
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
-        self.port = self._server.server_port
+        self.port = self._server.server_address[1]
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Listen no more, and tell nobody anything more."""
+        self._news.stop()
         if self._server:
             self._server.shutdown()
             self._server.server_close()
@@ -145,9 +149,18 @@ class WebServer:
         """Add to one of the histograms."""
         self._histograms[name].observe(seconds)
 
+    def written(self, announcement: Mapping[str, object]) -> None:  # noqa: ARG002 (the table sees what it is)
+        """Hear of a write; costs little, since it is on a worker's way."""
+        self._news.wake()
+
+    def _exposition(self, accepted: str) -> tuple[str, bytes]:
+        """The metrics in the format that a client prefers, and its type."""
+        encode, kind = choose_encoder(accepted)
+        return kind, encode(self._registry)
+
     def collect(self) -> Iterator[Any]:
         """The metrics that are read at a scrape; prometheus_client calls this."""
-        status, health = self._status(), self._health()
+        status, health = self._sources.status(), self._sources.health()
         yield GaugeMetricFamily("tet_live", "Whether the main loop lives.", float(health["live"]))
         yield GaugeMetricFamily("tet_ready", "Whether all data is fresh.", float(health["ready"]))
         for name, text, read in GAUGES:
@@ -161,47 +174,20 @@ class WebServer:
         build = GaugeMetricFamily("tet_build_info", "The version that runs.", labels=["version"])
         build.add_metric([status["version"]], 1)
         yield build
-        if self._ages:
+        if self._sources.ages:
             text, labels = "Time since the last good update.", ["symbol", "timeframe"]
             ages = GaugeMetricFamily("tet_symbol_data_age_seconds", text, labels=labels)
-            for symbol, timeframe, age in self._ages():
+            for symbol, timeframe, age in self._sources.ages():
                 ages.add_metric([symbol, timeframe], age)
             yield ages
-
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """The WSGI application."""
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            body = list(self._metrics(environ | {"REQUEST_METHOD": "GET"}, start_response))
-        else:
-            status, kind, text = self._respond(path)
-            body = [text.encode()]
-            start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body[0])))])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else body
-
-    def _respond(self, path: str) -> tuple[str, str, str]:
-        """Status, content type and body for a path other than /metrics."""
-        health = self._health()
-        good = {
-            "/health": health["live"] and health["ready"],
-            "/health/live": health["live"],
-            "/health/ready": health["ready"],
-        }
-        if path not in good:
-            return "404 Not Found", "text/plain", "/health, /metrics\n"
-        return "200 OK" if good[path] else "503 Service Unavailable", "application/json", json.dumps(health)
 
 
 @contextmanager
 def serving(
-    address: tuple[str, int],
-    status: Callable[[], Status],
-    health: Callable[[], Mapping[str, Any]],
-    ages: Callable[[], Iterable[tuple[str, str, float]]] | None,
-    failed: type[Exception],
+    address: tuple[str, int], token: str | None, sources: Sources, failed: type[Exception]
 ) -> Iterator[WebServer]:
     """Serve for as long as the block lasts. Raises ``failed`` when the address cannot be bound."""
-    server = WebServer(address, status, health, ages)
+    server = WebServer(address, token, sources)
     try:
         server.start()
     except OSError as error:
@@ -212,41 +198,114 @@ def serving(
         server.stop()
 
 
-def _bounded_server(address: tuple[str, int], version: str) -> WSGIServer:
-    """An HTTP server that turns clients away when it has so many, whatever those are doing."""
-    room = threading.BoundedSemaphore(MAX_CLIENTS)
+class _Server(ThreadingMixIn, TCPServer):
+    """A thread for each client. When there are too many, one waits a little, then is turned away.
 
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    The thread that accepts them also cuts off who is too slow: a client that drips its request a byte at a
+    time never meets the socket's time-out. `_deadlines` has each client's, monotonic, by its socket.
+    """
 
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if room.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
-                self.shutdown_request(request)
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
 
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            # A client that drips its request a byte at a time never meets the socket's time-out.
-            deadline = threading.Timer(CLIENT_SECONDS, self.shutdown_request, (request,))
-            deadline.daemon = True
-            deadline.start()
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                deadline.cancel()
-                room.release()
+    def __init__(self, address: tuple[str, int], site: Site, version: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.site = site
+        self.version = version
+        self._room = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._viewers = threading.BoundedSemaphore(MAX_VIEWERS)
+        self._deadlines: dict[Any, float] = {}
+        self._leave = threading.local()
+        super().__init__(address, _Handler)
 
-        def handle_error(self, request: object, client_address: object) -> None:
-            """A client that goes away in the middle is no news."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a client, if there is room."""
+        if self._room.acquire(timeout=ROOM_SECONDS):
+            self._deadlines[request] = time.monotonic() + CLIENT_SECONDS
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
-    class Handler(WSGIRequestHandler):
-        timeout = CLIENT_SECONDS
-        server_version = f"tet-data-service/{version}"
-        sys_version = ""
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a client, on its thread."""
+        self._leave.room = self._room.release
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._deadlines.pop(request, None)
+            self._leave.room()
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Who scrapes is no news."""
+    def asked(self, request: Any) -> None:
+        """The client has asked; now it has its time to take the answer."""
+        self._deadlines[request] = time.monotonic() + SEND_SECONDS
+        request.settimeout(SEND_SECONDS)
 
-    ServerHandler.server_software = f"tet-data-service/{version}"
-    return Server(address, Handler)
+    def follows(self, request: Any) -> bool:
+        """Count the client among those that follow /events, for as long as it likes. False: too many do."""
+        if not self._viewers.acquire(blocking=False):
+            return False
+        self._leave.room()
+        self._leave.room = self._viewers.release
+        self._deadlines.pop(request, None)
+        request.settimeout(CLIENT_SECONDS)  # for each event
+        return True
+
+    def service_actions(self) -> None:
+        """Cut off the clients whose time is up; the server's loop calls this twice a second."""
+        for request, deadline in list(self._deadlines.items()):
+            if time.monotonic() > deadline:
+                self._deadlines.pop(request, None)
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request of a client, and its answer."""
+
+    server: _Server
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        """Take no longer for a request than a client may."""
+        self.timeout = CLIENT_SECONDS
+        super().setup()
+
+    def do_GET(self) -> None:
+        """Answer; also what is refused."""
+        target = self.path if self.path.startswith("/") else f"/{self.path}"
+        path, _, query = target.partition("?")
+        headers = {name.lower(): text for name, text in self.headers.items()}
+        self.server.asked(self.connection)
+        try:
+            response = self.server.site.answer(Request(self.command, unquote(path), query, headers))
+        except Exception:
+            logging.getLogger("tet").exception("internal error")
+            response = Response(500, body=b"internal error; see the log\n")
+        if response.events and not self.server.follows(self.connection):
+            response = Response(503, (("Retry-After", "30"),), b"too many follow /events\n")
+        self._send(response)
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815 (http.server's)
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        for name, text in response.headers:
+            self.send_header(name, text)
+        if response.events is None:
+            self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD" and response.status != 304:
+            self.wfile.write(response.body)
+            for event in response.events or ():
+                self.wfile.write(event)
+
+    def version_string(self) -> str:
+        """What the Server header says."""
+        return self.server.version
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Who asks is no news; and an address may hold a token."""
