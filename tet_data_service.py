@@ -2980,6 +2980,7 @@ class Status:
         self._watchlist = watchlist
         self._schedule = schedule
         self._started = clock.monotonic()
+        self.showing = Showing(config, clock, store, watchlist)
         self.observe: Callable[[str, float], None] = lambda name, seconds: None
         self.on_written: Callable[[Mapping[str, object]], None] = lambda announcement: None
         self.state = "starting"
@@ -3178,9 +3179,28 @@ class Status:
             if feed.updated_ms:
                 yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
 
-    # The page and /api
 
-    def shown(self) -> Iterator[Shown]:
+class Shown(NamedTuple):
+    """A feed as the page shows it: fresh, stale, failing or missing, and why; its candles, if in memory."""
+
+    symbol: str
+    timeframe: str
+    state: str
+    reason: str
+    updated: str | None
+    series: Series | None
+
+
+class Showing:
+    """The feeds and their candles, for the page and /api. Nothing changes in it; HTTP threads read."""
+
+    def __init__(self, config: Config, clock: Clock, store: Store, watchlist: Watchlist) -> None:
+        self._config = config
+        self._clock = clock
+        self._store = store
+        self._watchlist = watchlist
+
+    def feeds(self) -> Iterator[Shown]:
         """Each feed as the page's table shows it; costs no look at its candles."""
         now_ms = self._clock.now_ms()
         for feed in self._watchlist:
@@ -3211,17 +3231,6 @@ class Status:
             return None  # not one closed candle yet, or damaged: it is fetched anew
 
 
-class Shown(NamedTuple):
-    """A feed as the page shows it: fresh, stale, failing or missing, and why; its candles, if in memory."""
-
-    symbol: str
-    timeframe: str
-    state: str
-    reason: str
-    updated: str | None
-    series: Series | None
-
-
 def _iso_or_none(at_ms: int) -> str | None:
     return iso_time(at_ms) if at_ms else None
 
@@ -3234,8 +3243,10 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
         return
     from tet_extras import answers, web
 
-    ages = status.ages if config.metrics_per_symbol else None
-    sources = answers.Sources(status.fields, status.health, status.shown, status.candles_of, ages, StoreError)
+    ages, showing = status.ages if config.metrics_per_symbol else None, status.showing
+    sources = answers.Sources(
+        status.fields, status.health, showing.feeds, showing.candles_of, ages, StoreError
+    )
     with web.serving(config.http_addr, config.http_token, sources, TetError) as server:
         status.observe, status.on_written = server.observe, server.written
         url = addresses.page_url(config.http_addr[0], server.port)

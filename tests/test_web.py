@@ -37,9 +37,9 @@ CANDLES = "symbol=BTC/USDT&timeframe=15m"
 
 def site_of(rig, token=None, on_loopback=True):
     """What answers for a service, without a server."""
-    status = rig.service.status
-    sources = Sources(status.fields, status.health, status.shown, status.candles_of, None, tet.StoreError)
-    table = Table(status.shown, status.candles_of, tet.StoreError)
+    status, showing = rig.service.status, rig.service.status.showing
+    sources = Sources(status.fields, status.health, showing.feeds, showing.candles_of, None, tet.StoreError)
+    table = Table(showing.feeds, showing.candles_of, tet.StoreError)
     return Site(sources, table, token, on_loopback, lambda accepted: (accepted, b"metrics"), lambda: iter(()))
 
 
@@ -308,14 +308,14 @@ def test_a_pair_without_data_is_missing(exchange, redis_url):
 def test_a_row_is_worked_out_once_for_each_write(rig, monkeypatch):
     """Not while nothing changes, nor for the pairs that did not; and only when somebody asks."""
     asked: list[str] = []
-    status = rig.service.status
+    showing = rig.service.status.showing
 
     def candles_of(symbol, timeframe):
         asked.append(symbol)
-        return status.candles_of(symbol, timeframe)
+        return showing.candles_of(symbol, timeframe)
 
     monkeypatch.setattr("tet_extras.pairs.REFRESH_SECONDS", 0.0)
-    table = Table(status.shown, candles_of, tet.StoreError)
+    table = Table(showing.feeds, candles_of, tet.StoreError)
     version, _ = table.since(0)
     assert (table.since(version), asked) == ((version, "[]"), ["BTC/USDT", "ETH/USDT"])
     rig.exchange.clock.advance(MINUTE)

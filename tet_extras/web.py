@@ -271,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         """Take no longer for a request than a client may."""
-        self.timeout = CLIENT_SECONDS
+        self.request.settimeout(CLIENT_SECONDS)
         super().setup()
 
     def do_GET(self) -> None:
