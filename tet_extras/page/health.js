@@ -1,0 +1,111 @@
+// The line that says whether all is well, or why not; and the figures of the service beside its name.
+
+import { clock, put, span } from "./format.js";
+
+const $ = (id) => document.getElementById(id);
+const SOME = 5;
+
+const some = (names) => names.slice(0, SOME).join(", ") + (names.length > SOME ? ` and ${names.length - SOME} more` : "");
+
+/** Failures as sentences: one for each reason, however many pairs and timeframes share it. */
+function failures(entries, timeframes) {
+  const byReason = new Map();
+  for (const [name, reason] of Object.entries(entries ?? {})) {
+    byReason.set(reason, [...(byReason.get(reason) ?? []), name]);
+  }
+  return [...byReason].map(([reason, names]) => `${series(names, timeframes)}: ${reason}`);
+}
+
+/** "BTC/USDT 15m", "BTC/USDT 1h" as "BTC/USDT in 15m, 1h"; where there is one timeframe alone it goes without saying. */
+function series(names, timeframes) {
+  const cut = names.map((name) => [name.slice(0, name.lastIndexOf(" ")), name.slice(name.lastIndexOf(" ") + 1)]);
+  const pairs = [...new Set(cut.map(([pair]) => pair))], failing = [...new Set(cut.map(([, timeframe]) => timeframe))];
+  if (!cut.every(([pair]) => pair) || names.length !== pairs.length * failing.length) return some(names);
+  return some(pairs) + (timeframes.length > 1 ? ` in ${failing.join(", ")}` : "");
+}
+
+/** What the line says: a state, a verdict, a detail and the problems, all in words. */
+export function judge(feed) {
+  const status = feed.status;
+  if (feed.link === "lost") {
+    const since = feed.lostAt.toISOString();
+    const detail = feed.refusal || `since ${since.slice(11, 19)} UTC. What you see is from then; trying again.`;
+    return { state: "lost", verdict: "No connection to the service", detail, problems: [] };
+  }
+  if (!status) return { state: "connecting", verdict: "Connecting to the service", detail: "", problems: [] };
+  const { live, ready, reasons } = status.health;
+  const failed = failures(status.failed_symbols, status.timeframes);
+  const invalid = failures(status.invalid_symbols, []).map((text) => `Not kept: ${text}`);
+  const paused = status.state === "paused" ? `Paused until ${clock(status.paused_until)} UTC: ${status.pause_reason}` : "";
+  const waiting = status.waiting_for ? `Waiting for ${status.waiting_for}` : "";
+  const unsaved = status.unsaved ? `${status.unsaved} updates wait in memory for Redis to take them` : "";
+  const known = reasons.filter((text) => text !== status.waiting_for && !(paused && text === status.pause_reason));
+  const problems = [waiting, paused, ...known, unsaved, ...failed, ...(status.warnings ?? []), ...invalid].filter(Boolean);
+  const many = status.timeframes.length > 1 ? ` in ${status.timeframes.length} timeframes` : "";
+  const pairs = `${status.active_symbols} ${status.active_symbols === 1 ? "pair" : "pairs"}${many}`;
+  if (status.state === "starting" && !status.cycles) {
+    return { state: "caution", verdict: waiting ? "Starting" : "Filling", detail: waiting ? "" : "The window is fetched; pairs appear as they are complete.", problems };
+  }
+  if (!live) return { state: "bad", verdict: "Not working", detail: "", problems };
+  if (!ready) return { state: "bad", verdict: "Not healthy", detail: "", problems };
+  const others = problems.length - invalid.length;
+  if (others) return { state: "caution", verdict: paused ? "Paused" : "Fresh, but not all is well", detail: paused ? "The data is still fresh." : "", problems };
+  const oldest = status.data_freshness_max === null ? "" : `, oldest update ${span(status.data_freshness_max)} ago`;
+  return { state: "good", verdict: "Healthy", detail: `${pairs} fresh${oldest}`, problems };
+}
+
+/** Show all of it; the page's title says it too, for those who look at another tab. */
+export function showHealth(feed) {
+  const found = judge(feed);
+  document.body.dataset.link = feed.link;
+  $("health").dataset.state = found.state;
+  put($("verdict"), found.verdict);
+  put($("detail"), found.detail);
+  showList($("problems"), found.problems);
+  const words = { connecting: "Connecting", live: "Live updates", polling: "Asking every 5 s", lost: "Not connected" };
+  $("link").dataset.state = feed.link;
+  put($("link").lastElementChild, words[feed.link]);
+  if (feed.status) showFacts(feed.status, feed.now());
+  return found;
+}
+
+function showList(list, texts) {
+  while (list.children.length > texts.length) list.lastChild.remove();
+  while (list.children.length < texts.length) list.append(document.createElement("li"));
+  texts.forEach((text, index) => put(list.children[index], text));
+}
+
+/** How the data comes, in words; `live` is there where the service follows a stream. */
+function sourceOf(status) {
+  const live = status.live;
+  if (live === undefined || live === null || live === false) return "polling";
+  if (typeof live === "string") return live;
+  return (typeof live === "object" && (live.state ?? live.word)) || "live";
+}
+
+function membersOf(status) {
+  const members = status.members;
+  if (!members) return "";
+  if (typeof members !== "object") return String(members);
+  const list = Array.isArray(members) ? members : Object.keys(members);
+  return some(list.map((member) => (typeof member === "object" ? member.name ?? member.id ?? "" : String(member))));
+}
+
+function showFacts(status, now) {
+  put($("version"), status.version);
+  put($("uptime"), span(status.uptime_seconds));
+  const share = status.weight_limit ? status.used_weight / status.weight_limit : 0;
+  const meter = $("weight");
+  meter.firstElementChild.style.width = `${Math.min(100, share * 100)}%`;
+  meter.dataset.state = share > 0.8 ? "near" : "";
+  meter.setAttribute("aria-valuemax", status.weight_limit);
+  meter.setAttribute("aria-valuenow", status.used_weight);
+  put($("weight-text"), `${status.used_weight} of ${status.weight_limit}`);
+  const left = status.next_cycle ? (Date.parse(status.next_cycle) - now) / 1000 : null;
+  put($("next"), left === null ? "–" : left > 0 ? `in ${span(left)}` : "now");
+  $("next").parentElement.title = `Every ${status.update_interval_seconds} s: ${status.update_interval_reason}`;
+  put($("source"), sourceOf(status));
+  const members = membersOf(status);
+  $("members").parentElement.hidden = !members;
+  put($("members"), members);
+}
