@@ -54,6 +54,9 @@ bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
 	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
 
+bench-page: $(READY) ## Measure a hundred clients of the page and /api (SECONDS=n)
+	$(BIN)/python bench/page.py $(or $(SECONDS),20)
+
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
 	$(BIN)/tet-data-service --config=config.txt --health-check
 
@@ -74,5 +77,6 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches health
+.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches
+.PHONY: bench-page health
 .PHONY: docker-build docker-run docker-stop docker-logs clean

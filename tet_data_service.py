@@ -3282,7 +3282,8 @@ def show_status(config: Config, store: Store, *, as_json: bool) -> int:
         report = read_report(config, store, int(time.time() * SECOND_MS))
     except StoreError as error:
         report = Report({}, None, [], [str(error)])
-    click.echo(report_json(report) if as_json else report_text(report))
+    page = addresses.page_url(*config.http_addr) if config.http_addr else ""
+    click.echo(report_json(report) if as_json else report_text(report, page))
     return EXIT_FAILED if report.problems else EXIT_OK
 
 
@@ -3416,9 +3417,13 @@ def demo(flags: Mapping[str, str], *, once: bool) -> int:
 
     def show(config: Config, store: Store, clock: Clock, once: bool) -> None:
         click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
-        click.echo("" if once else text_after(urlsplit(config.redis_addr).port), nl=not once)
+        if not once and config.http_addr:
+            click.echo(text_after(urlsplit(config.redis_addr).port, config.http_addr))
 
-    with simulated(flags, lambda settings: resolve_config(settings, {}, None).config) as config:
+    def resolve(settings: Texts) -> Config:
+        return resolve_config(settings, {}, None).config
+
+    with simulated(flags, resolve, with_page=not once) as config:
         start_logging(config)
         return serve(config, once=once, on_filled=show)
 

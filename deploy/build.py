@@ -30,6 +30,7 @@ PACKAGES = WORK / "packages"
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 MODULE = "tet_data_service.py"
 EXTRAS = "tet_extras"
+PAGE = "tet_extras/page"  # the files of the page that HTTP_ADDR serves
 NAME = "tet-data-service"
 
 SYSTEM = platform.system().lower()
@@ -152,8 +153,8 @@ def make_stage(python: Path) -> None:
     for folder in (STAGE, PACKAGES):
         shutil.rmtree(folder, ignore_errors=True)
     STAGE.mkdir(parents=True)
-    (STAGE / EXTRAS).mkdir()
-    for path in (ROOT / MODULE, *(ROOT / EXTRAS).glob("*.py")):
+    (STAGE / PAGE).mkdir(parents=True)
+    for path in (ROOT / MODULE, *(ROOT / EXTRAS).glob("*.py"), *(ROOT / PAGE).iterdir()):
         (STAGE / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     if info := build_info():
         (STAGE / "tet_build_info.py").write_text(info, "utf-8", newline="\n")
@@ -175,8 +176,9 @@ def licences(folder: Path) -> dict[str, Path]:
 
 def zipapp_files() -> Iterator[tuple[str, Path]]:
     """Every file of the zipapp but its main module, by its name in there."""
-    for path in STAGE.rglob("*.py"):
-        yield path.relative_to(STAGE).as_posix(), path
+    for path in STAGE.rglob("*"):
+        if path.is_file():
+            yield path.relative_to(STAGE).as_posix(), path
     yield from licences(PACKAGES).items()
     for path in PACKAGES.rglob("*"):
         name = path.relative_to(PACKAGES).as_posix()
@@ -234,6 +236,7 @@ def build_binary(target: Path, python: Path) -> None:
     names = [name.removesuffix("/__init__").replace("/", ".") for name in names]
     options += [f"--paths={STAGE}", *(f"--hidden-import={name}" for name in sorted(names))]
     options += [f"--exclude-module={name}" for name in LEFT_OUT_OF_BINARY]
+    options += ["--add-data", f"{STAGE / PAGE}{os.pathsep}{PAGE}"]
     options += [f"--runtime-hook={ROOT / 'deploy' / 'frozen.py'}", *add_server(python)]
     for name, path in licences(PACKAGES).items():
         options += ["--add-data", f"{path}{os.pathsep}{Path(name).parent}"]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_the_zipapp_is_for_every_platform(built):
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert [name for name in names if re.search(r"\.(so|pyd|dll|dylib|exe|pyc)$|dist-info", name)] == []
     assert {"tet_data_service.py", "tet_extras/simulated_binance.py", "certifi/cacert.pem"} <= set(names)
+    assert "tet_extras/page/index.html" in names
     for package in ("certifi", "click", "httpx", "redis"):
         assert any(name.startswith(f"licenses/{package}/") for name in names)
 
@@ -241,6 +243,24 @@ class Background:
     def says(self, text):
         """Whether the log has that text by now."""
         return text in self.log.read_text()
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_it_carries_the_page(built, product, exchange, redis_url, tmp_path, free_port):
+    """Every file of the page is served from within the binary and the zipapp, as it is in the source."""
+    arguments = (
+        f"--base-url={exchange.url}",
+        f"--redis={redis_url}",
+        f"--http=127.0.0.1:{free_port}",
+        *SHORT,
+    )
+    with Background(product, built, tmp_path, *arguments) as running:
+        eventually(lambda: running.says("cycle updated=1"))
+        for path in (ROOT / "tet_extras" / "page").iterdir():
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{free_port}/page/{path.name}", timeout=10
+            ) as reply:
+                assert reply.read() == path.read_bytes()
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -234,6 +235,9 @@ def test_the_demo_goes_on_until_it_is_stopped(tmp_path):
         port = int(re.search(r"redis-cli -p (\d+)", running.log.read_text())[1])
         with redis.Redis(port=port, db=1) as client:
             assert client.exists("tet:kline:15m:BTC_USDT")
+        url = re.match(r"Look at it in a browser: (http://127\.0\.0\.1:\d+/)\n", running.log.read_text())[1]
+        with urllib.request.urlopen(f"{url}api/candles?symbol=BTC/USDT", timeout=10) as reply:
+            assert len(json.loads(reply.read())) == 96
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(8) == 0
 

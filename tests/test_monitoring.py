@@ -78,6 +78,13 @@ def test_status_of_a_running_service_is_good(running, look):
     assert max(map(len, lines)) <= 80
 
 
+def test_status_says_where_the_page_is(look):
+    """With HTTP_ADDR set; what listens everywhere is found on this machine."""
+    assert "\npage http://127.0.0.1:8080/\n" in f"\n{look('--status', '--http=127.0.0.1:8080').stdout}"
+    assert "page http://127.0.0.1:8080/\n" in look("--status", "--http=0.0.0.0:8080").stdout
+    assert "page http" not in look("--status").stdout
+
+
 def test_status_shows_the_last_price(running, look, exchange):
     """The price is the newest candle's close."""
     rows = json.loads(look("--status", "--json").stdout)["data"]

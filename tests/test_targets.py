@@ -24,12 +24,14 @@ MEASURE = {
     "bench": "PAIRS=2",
     "bench-freshness": "MINUTES=0.02",
     "bench-patches": "PATCHES=500",
+    "bench-page": "SECONDS=1",
 }
 SAYS = {
     "soak": "differ from the exchange: none",
     "bench": "this service       2",
     "bench-freshness": "25 pairs, 1m candles",
     "bench-patches": "500 patches",
+    "bench-page": "100 clients",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
 DOCKER = {"docker-build", "docker-run", "docker-stop", "docker-logs"}

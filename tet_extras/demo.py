@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,13 +12,17 @@ from typing import Any
 
 import click
 
+from .addresses import page_url
 from .simulated_binance import Market, SimulatedBinance
 
+PAGE_PORTS = range(8080, 8180)  # the first free one is taken
+DEMO_PAGE = "Look at it in a browser: {url}\n"
 DEMO_BEFORE = """\
 This is a demo. The market is simulated: no price here is real.
 Everything runs on this machine: an exchange, a Redis server, and the service."""
 DEMO_AFTER = """
-Look at it from another terminal:
+Look at it in a browser, {url}
+or from another terminal:
   redis-cli -p {port} -n 1 get tet:kline:15m:BTC_USDT
   python -c "import redis; print(redis.Redis(port={port}, db=1).get('tet:system:status'))"
   {program} --public --redis=127.0.0.1:{port} --status --watch
@@ -26,21 +31,41 @@ It keeps running and keeps the candles fresh; Ctrl-C ends it."""
 
 
 @contextmanager
-def simulated(flags: Mapping[str, str], resolve: Callable[[Mapping[str, str]], Any]) -> Iterator[Any]:
+def simulated(
+    flags: Mapping[str, str], resolve: Callable[[Mapping[str, str]], Any], *, with_page: bool
+) -> Iterator[Any]:
     """The settings of a service with an exchange and a folder that are gone afterwards.
 
     ``flags`` come on top; ``resolve`` makes a configuration of settings by name.
     """
     with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
         settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
-        settings |= {"REDIS_ADDR": "embedded", "DATA_DIR": folder, **flags}
+        settings |= {"REDIS_ADDR": "embedded", "DATA_DIR": folder}
+        if with_page:
+            settings["HTTP_ADDR"] = f"127.0.0.1:{free_port()}"
+        settings |= flags
         names = [name for name in resolve(settings).symbols if "/" in name]
         with SimulatedBinance(market=Market.random_walk(names)) as exchange:
             config = resolve({**settings, "BINANCE_BASE_URL": exchange.url})
+            if config.http_addr:
+                click.echo(DEMO_PAGE.format(url=page_url(*config.http_addr)))
             click.echo(DEMO_BEFORE)
             yield config
 
 
-def text_after(port: int | None) -> str:
+def free_port() -> int:
+    """The first of `PAGE_PORTS` that nobody listens on."""
+    for port in PAGE_PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    return PAGE_PORTS[0]  # the service says what is wrong with it
+
+
+def text_after(port: int | None, http_addr: tuple[str, int]) -> str:
     """How to look at the data."""
-    return DEMO_AFTER.format(port=port, program=Path(sys.argv[0]).name)
+    return DEMO_AFTER.format(port=port, url=page_url(*http_addr), program=Path(sys.argv[0]).name)

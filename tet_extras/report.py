@@ -136,9 +136,14 @@ def ago(seconds: float) -> str:
     return f"{minutes} min" if whole >= 120 else f"{whole} s"
 
 
-def report_text(report: Report) -> str:
-    """The report as text of 80 columns: what is not well, the service, and a table per timeframe."""
+def report_text(report: Report, page: str = "") -> str:
+    """The report as text of 80 columns: what is not well, the service, and a table per timeframe.
+
+    ``page`` is where a browser finds the same, if that is served.
+    """
     lines = [*_header_lines(report.status, report.status_age_seconds)]
+    if page:
+        lines.append(f"page {page}")
     for problem in report.problems:
         lines += textwrap.wrap(f"! {problem}", 80, subsequent_indent="  ")
     for name in dict.fromkeys(row.timeframe for row in report.rows):
