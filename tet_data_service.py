@@ -3244,8 +3244,9 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
     from tet_extras import answers, web
 
     ages, showing = status.ages if config.metrics_per_symbol else None, status.showing
+    frames = tuple(timeframe.name for timeframe in config.timeframe)
     sources = answers.Sources(
-        status.fields, status.health, showing.feeds, showing.candles_of, ages, StoreError
+        status.fields, status.health, frames, showing.feeds, showing.candles_of, ages, StoreError
     )
     with web.serving(config.http_addr, config.http_token, sources, TetError) as server:
         status.observe, status.on_written = server.observe, server.written

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,11 @@ def cycles_in(log: Path) -> list[float]:
 
 
 def measure(
-    name: str, pid: int, log: Path, seconds: float, clients: list[Callable[[float], Coroutine[Any, Any, Any]]]
+    name: str,
+    pid: int,
+    log: Path,
+    seconds: float,
+    clients: Sequence[Callable[[float], Coroutine[Any, Any, Any]]],
 ) -> Phase:
     """Let the clients do that for so long."""
     cycles_before, cpu_before, began = len(cycles_in(log)), cpu_seconds(pid), time.monotonic()
@@ -158,11 +162,14 @@ def main() -> int:
     ):
         log, port = Path(name) / "service.log", unused_port()
         arguments = ["--public", f"--base-url={exchange.url}", f"--redis=127.0.0.1:{server.port}"]
+        arguments += [f"--symbols={','.join(tet.DEFAULT_SYMBOLS)}", "--timeframe=15m", "--days=30"]
         arguments += ["--interval=2", "--requests-per-sec=25", f"--http=127.0.0.1:{port}"]
         with program("tet_data_service.py", *arguments, log=log) as service:
             deadline = time.monotonic() + START_SECONDS
             while len(cycles_in(log)) < 2 and time.monotonic() < deadline and service.poll() is None:
                 time.sleep(0.1)
+            if len(cycles_in(log)) < 2:
+                raise RuntimeError(log.read_text()[-2000:])
             found = phases(port, service.pid, log, seconds)
     print(
         f"{CLIENTS} clients, each asking once a second; 25 pairs of 2880 candles; {seconds:g} s for each line"

@@ -38,7 +38,10 @@ CANDLES = "symbol=BTC/USDT&timeframe=15m"
 def site_of(rig, token=None, on_loopback=True):
     """What answers for a service, without a server."""
     status, showing = rig.service.status, rig.service.status.showing
-    sources = Sources(status.fields, status.health, showing.feeds, showing.candles_of, None, tet.StoreError)
+    frames = tuple(timeframe.name for timeframe in rig.config.timeframe)
+    sources = Sources(
+        status.fields, status.health, frames, showing.feeds, showing.candles_of, None, tet.StoreError
+    )
     table = Table(showing.feeds, showing.candles_of, tet.StoreError)
     return Site(sources, table, token, on_loopback, lambda accepted: (accepted, b"metrics"), lambda: iter(()))
 

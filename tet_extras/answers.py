@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -95,13 +95,15 @@ class Sources:
     """What is served; all are called from the server's threads.
 
     ``status`` gives the object under tet:system:status, ``health`` whether the service is live and ready
-    and the reasons where not; ``shown`` the feeds as the table shows them; ``candles_of`` the stored value
-    of a symbol in a timeframe, None where there is none yet: it raises LookupError for what is not kept, and
-    ``failed`` when it cannot be had now. ``ages``, if wanted, gives symbol, timeframe and age in seconds.
+    and the reasons where not; ``shown`` the feeds as the table shows them, which are kept in ``timeframes``;
+    ``candles_of`` the stored value of a symbol in a timeframe, None where there is none yet: it raises
+    LookupError for what is not kept, and ``failed`` when it cannot be had now. ``ages``, if wanted, gives
+    symbol, timeframe and age in seconds.
     """
 
     status: Callable[[], Status]
     health: Callable[[], Mapping[str, Any]]
+    timeframes: tuple[str, ...]
     shown: Callable[[], Iterable[Any]]
     candles_of: Callable[[str, str], Any]
     ages: Callable[[], Iterable[tuple[str, str, float]]] | None
@@ -172,8 +174,8 @@ class Asked(NamedTuple):
     format: str
 
 
-def parse_candles_query(query: str, timeframes: Iterable[str]) -> Asked:
-    """What the query asks for; ``timeframes`` are those that are kept. Raises Refused with 400."""
+def parse_candles_query(query: str, kept: Sequence[str]) -> Asked:
+    """What the query asks for; ``kept`` are the timeframes that there are. Raises Refused with 400."""
     allowed = {
         "symbol": "",
         "timeframe": "",
@@ -188,7 +190,7 @@ def parse_candles_query(query: str, timeframes: Iterable[str]) -> Asked:
         if name in given:
             raise Refused(400, f"{name} is given twice")
         given[name] = text
-    values, kept = allowed | given, list(timeframes)
+    values = allowed | given
     if not values["symbol"]:
         raise Refused(400, "symbol is missing, such as symbol=BTC/USDT")
     if (timeframe := values["timeframe"] or kept[0]) not in kept:
@@ -378,8 +380,7 @@ class Site:
 
     def candles(self, request: Request) -> Response:
         """The candles of a pair, made into an answer once for each write."""
-        timeframes = dict.fromkeys(feed.timeframe for feed in self._sources.shown())
-        asked = parse_candles_query(request.query, timeframes or [""])
+        asked = parse_candles_query(request.query, self._sources.timeframes)
         try:
             image = self._sources.candles_of(asked.symbol, asked.timeframe)
         except LookupError:
