@@ -57,7 +57,7 @@ The module reads from top to bottom; chapters, and where they are tested (tests/
   series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
 * the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
 * what joins them: the fetcher (service, faults), the writer (writer, writes), the service, which opens
-  with its theory of operation (service, program), the status (monitoring)
+  with its theory of operation (service, program), the status and what is served (monitoring, web, page)
 * what people start: --status and --health-check (monitoring), the command line (program)
 
 What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
@@ -2601,7 +2601,7 @@ class Writer:
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
 # tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered and, every 15 s,
 # writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
-# serve HTTP, which reads the status.
+# serve HTTP, which reads the status and the feeds.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
 # go anywhere. Other state has one owner, or a lock:

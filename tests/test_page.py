@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from rig import HOUR, MINUTE, eventually, started, unused_port
+from rig import HOUR, MINUTE, NOON_MS, eventually, started, unused_port
 
-from tet_extras import web
+import tet_data_service as tet
 from tet_extras.simulated_binance import Listing, Market
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev extras")
@@ -76,6 +76,7 @@ class Tab:
         """Go there; wait until the page has its data."""
         self.page.goto(f"http://{self.address}{path}")
         self.page.wait_for_selector("#link[data-state=live]")
+        self.page.wait_for_selector("#pairs tbody tr", state="attached")
         return self
 
     def text(self, selector):
@@ -359,6 +360,27 @@ def test_a_gap_of_the_exchange_is_marked(exchange, redis_url, browse):
         assert not {read["time"] for read in gap} & {*tab.candles()}
 
 
+def test_the_charts_grid_is_the_exchanges(served, browse):
+    """Candles stand where they open, one place apart: weeks on Monday, months by the calendar."""
+    tab = browse(served).open()
+    script = """async ([timeframe, opens]) => {
+        const grid = (await import("/page/format.js")).gridOf(timeframe);
+        const slots = opens.map(ms => grid.slot(ms));
+        const isDense = slots.every((slot, i) => !i || slot === slots[i - 1] + 1);
+        return [isDense, slots.map(slot => grid.time(slot))];
+    }"""
+    for timeframe in tet.TIMEFRAMES.values():
+        opens_ms = list(timeframe.opens(NOON_MS - 40 * timeframe.step_ms, NOON_MS))
+        assert tab.page.evaluate(script, [timeframe.name, opens_ms]) == [True, opens_ms], timeframe.name
+    stands = """async () => {
+        const candles = new (await import("/page/candles.js")).Candles("BTC/USDT", "15m");
+        await candles.load();
+        const at = candles.slots.map(slot => candles.grid.time(slot));
+        return at.length > 100 && candles.rows.every((row, index) => Date.parse(row[0]) === at[index]);
+    }"""
+    assert tab.page.evaluate(stands)
+
+
 def test_an_unknown_pair_has_no_chart(served, browse):
     """It says so, in a sentence."""
     tab = browse(served).open("/chart/NO_SUCH/15m")
@@ -372,6 +394,7 @@ def test_an_unknown_pair_has_no_chart(served, browse):
 def test_why_a_pair_is_stale(served, browse, exchange):
     """The row, the line above it and the chart say since when, and what the exchange answers."""
     tab = browse(served).open()
+    served.binance.attempts = 1
     exchange.faults.add("500", times=99, match=lambda params: params["symbol"] == "ETHUSDT")
     later(served, 60)
     tab.shows("#verdict", "Not healthy")
@@ -384,6 +407,35 @@ def test_why_a_pair_is_stale(served, browse, exchange):
     assert tab.page.title().startswith("Not healthy")
     tab.page.locator("#pairs tbody tr").click()
     tab.shows("#chart-why", "Stale since 15 Jan 12:0")
+
+
+def test_what_is_not_kept_is_named(exchange, redis_url, browse):
+    """A pair that does not trade costs no health, and is told with the reason; the others are well."""
+    with serving(exchange, redis_url, "BTC/USDT,NO/USDT") as rig:
+        tab = browse(rig).open()
+        tab.shows("#verdict", "Healthy")
+        tab.shows("#problems", "Not kept: NO/USDT: unknown to Binance")
+        assert tab.symbols() == ["BTC/USDT"]
+
+
+def test_a_pair_that_stops_trading_leaves_the_table(served, browse, exchange):
+    """Without a reload; the line says what became of it."""
+    tab = browse(served).open()
+    exchange.market.symbols["ETHUSDT"].status = "BREAK"
+    served.an_hour_later()
+    tab.shows("#problems", "Not kept: ETH/USDT: not trading (BREAK)")
+    eventually(lambda: tab.symbols() == ["BTC/USDT", "DOGE/USDT"])
+
+
+def test_failures_of_many_are_one_line(exchange, redis_url, browse):
+    """The same reason for pairs and timeframes is told once."""
+    with serving(exchange, redis_url, TIMEFRAME="15m,1h") as rig:
+        rig.binance.attempts = 1
+        exchange.faults.always("500")
+        later(rig)
+        tab = browse(rig).open()
+        tab.shows("#verdict", "Fresh, but not all is well")
+        tab.shows("#problems", "BTC/USDT, ETH/USDT, DOGE/USDT in 15m, 1h: Binance answers HTTP 500")
 
 
 def test_while_redis_is_away(exchange, browse, tmp_path):
@@ -424,7 +476,7 @@ def test_a_restart_is_seen_and_survived(exchange, redis_url, browse):
         tab = browse(rig).open()
         before = tab.text(tab.cell("BTC/USDT", "price"))
         address = "{}:{}".format(*rig.config.http_addr)
-    tab.shows("#verdict", "No connection to the service")
+    playwright.expect(tab.page.locator("#verdict")).to_have_text("No connection to the service", timeout=6000)
     tab.shows("#link", "Not connected")
     assert tab.symbols(), "what was known stays"
     exchange.clock.advance(3 * MINUTE)
@@ -477,7 +529,10 @@ def test_a_token_opens_the_page_once_and_for_all(exchange, redis_url, browse):
     with serving(exchange, redis_url, HTTP_TOKEN="right-token") as rig:
         tab = browse(rig)
         tab.page.goto(f"http://{tab.address}/chart/ETH_USDT/15m")
-        tab.said.clear()  # Chromium reports the 401
+        tab.page.get_by_label("Token").fill("wrong")
+        tab.page.get_by_role("button", name="Open").click()
+        playwright.expect(tab.page.get_by_role("alert")).to_have_text("This is not the token.")
+        tab.said.clear()  # Chromium reports each 401
         tab.page.get_by_label("Token").fill("right-token")
         tab.page.get_by_role("button", name="Open").click()
         tab.shows("#chart-name", "ETH/USDT")
@@ -520,10 +575,18 @@ def test_a_finger_reads_and_moves_the_chart(served, browse):
     eventually(lambda: tab.readout()["time"] != newest)
     read = tab.readout()
     assert tab.candles()[read["time"]][3] == read["close"]
-
-
-def test_the_server_has_room_for_all(served, browse):
-    """The page itself needs fewer connections at once than the server has room for."""
-    tab = browse(served).open()
-    names = tab.page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert len(names) < web.MAX_CLIENTS
+    before = tab.page.locator("#chart").screenshot()
+    touch = tab.page.context.new_cdp_session(tab.page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 80), ("touchMove", 120)):
+        points = [
+            {"x": box["x"] + 140 + side * apart / 2, "y": box["y"] + 100, "id": side} for side in (-1, 1)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    eventually(lambda: tab.page.locator("#chart").screenshot() != before)
+    times = set()
+    for x in (90, 190):  # a third as many candles between the fingers as before
+        tab.page.touchscreen.tap(box["x"] + x, box["y"] + 100)
+        times.add(eventually(lambda: tab.readout()["time"]))
+    at = sorted(list(tab.candles()).index(time) for time in times)
+    assert at[-1] - at[0] <= 100 / 7.5 / 2

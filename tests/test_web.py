@@ -319,16 +319,19 @@ def test_a_row_is_worked_out_once_for_each_write(rig, monkeypatch):
 
     monkeypatch.setattr("tet_extras.pairs.REFRESH_SECONDS", 0.0)
     table = Table(showing.feeds, candles_of, tet.StoreError)
-    version, _ = table.since(0)
+    version = table.since(0)[0]
     assert (table.since(version), asked) == ((version, "[]"), ["BTC/USDT", "ETH/USDT"])
     rig.exchange.clock.advance(MINUTE)
     rig.binance.sync_clock()
     rig.service.update(rig.feeds[1])
     rig.service.update(rig.feeds[1])
     assert asked == ["BTC/USDT", "ETH/USDT"]
-    (row,) = json.loads(table.since(version)[1])
-    assert row["symbol"] == "ETH/USDT"
+    version, rows = table.since(version)
+    assert [row["symbol"] for row in json.loads(rows)] == ["ETH/USDT"]
     assert asked == ["BTC/USDT", "ETH/USDT", "ETH/USDT"]
+    rig.feeds[0].tried(tet.TransientError("a test"), 1)
+    assert [row["state"] for row in json.loads(table.since(version)[1])] == ["failing"]
+    assert asked == ["BTC/USDT", "ETH/USDT", "ETH/USDT"], "its candles are the same"
 
 
 # Who may ask

@@ -52,6 +52,7 @@ SAFE = (
     ("Cache-Control", "no-cache, private"),  # to be asked about each time, which an ETag makes cheap
 )
 
+REFUSAL = "this is not the token"
 COOKIE = "tet_token"
 COOKIE_SECONDS = 30 * 86_400
 DEFAULT_LIMIT = 500
@@ -268,7 +269,8 @@ class Site:
         except Refused as refused:
             kind, body = TEXT, f"{refused}\n".encode(errors="replace")
             if refused.status == 401 and HTML in request.headers.get("accept", ""):
-                kind, body = HTML, self._files["locked.html"].body
+                note = b'<p role="alert">This is not the token.</p>' if str(refused) == REFUSAL else b""
+                kind, body = HTML, self._files["locked.html"].body.replace(b"<!--refusal-->", note)
             headers = (("Content-Type", f"{kind}; charset=utf-8"), *refused.headers)
             response = Response(refused.status, headers, body)
         return response._replace(headers=(*response.headers, *SAFE))
@@ -305,7 +307,7 @@ class Site:
         query = dict(parse_qsl(request.query, keep_blank_values=True))
         if "token" in query:
             if not self._is_token(query.pop("token")):
-                raise self._locked("this is not the token")
+                raise self._locked(REFUSAL)
             location = quote(f"/{request.path.lstrip('/')}") + (f"?{urlencode(query)}" if query else "")
             cookie = f"{COOKIE}={self._cookie}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
             raise Refused(303, "", ("Location", location), ("Set-Cookie", cookie))

@@ -98,11 +98,18 @@ export class Feed extends EventTarget {
     this.#offset = Date.parse(status.written) - Date.now();
     this.status = status;
     this.dispatchEvent(new Event("status"));
+    const kept = new Set(status.symbols), before = this.rows.size;
+    for (const [key, row] of this.rows) if (!kept.has(row.symbol)) this.rows.delete(key);
+    if (this.rows.size < before) this.#announce([...this.rows.values()], true);
   }
 
   #tellRows(rows, all) {
     if (all) this.rows.clear();
     for (const row of rows) this.rows.set(`${row.symbol} ${row.timeframe}`, row);
+    this.#announce(rows, all);
+  }
+
+  #announce(rows, all) {
     this.dispatchEvent(new CustomEvent("rows", { detail: { rows, all } }));
   }
 

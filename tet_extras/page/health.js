@@ -18,9 +18,9 @@ function failures(entries, timeframes) {
 
 /** "BTC/USDT 15m", "BTC/USDT 1h" as "BTC/USDT in 15m, 1h"; where there is one timeframe alone it goes without saying. */
 function series(names, timeframes) {
-  const cut = names.map((name) => [name.slice(0, name.lastIndexOf(" ")), name.slice(name.lastIndexOf(" ") + 1)]);
+  const cut = names.map((name) => /^(.*) (\S+)$/.exec(name)?.slice(1) ?? [name, ""]);
   const pairs = [...new Set(cut.map(([pair]) => pair))], failing = [...new Set(cut.map(([, timeframe]) => timeframe))];
-  if (!cut.every(([pair]) => pair) || names.length !== pairs.length * failing.length) return some(names);
+  if (names.length !== pairs.length * failing.length) return some(names);
   return some(pairs) + (timeframes.length > 1 ? ` in ${failing.join(", ")}` : "");
 }
 
