@@ -3,7 +3,8 @@
 It is a real HTTP server on loopback that speaks the part of Binance's REST interface a reader of
 candles needs: ping, time, exchangeInfo and klines, spot and USD-M futures, and the signed question
 what an API key may do. Request weight, 429 and 418, stale answers after a close, damaged bodies and
-broken connections are part of it. Its market is invented (a random walk that is the same in every
+broken connections are part of it. The kline streams on the same port stand in `simulated_streams`.
+Its market is invented (a random walk that is the same in every
 process) or a recording (a CSV file of real candles, moved to now). It asks nobody anything.
 
 By hand, then point a client at the address it prints:
@@ -60,6 +61,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+if not __package__:  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tet_extras.simulated_streams import Streams
+
 SECOND_MS = 1_000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
@@ -113,6 +119,11 @@ class SimulatedClock:
         self._frozen = False
         self._anchor_ms = float(time.time_ns() // 1_000_000 if start_ms is None else start_ms)
         self._anchor_seconds = time.monotonic()
+
+    @property
+    def speed(self) -> float:
+        """Its seconds for one of ours, while it runs."""
+        return self._speed
 
     def now_ms(self) -> int:
         """The exchange's time in milliseconds."""
@@ -559,6 +570,25 @@ class Market:
                 last = begin - 1
         return found
 
+    def row(self, symbol: str, interval_name: str, index: int, now_ms: int) -> str | None:
+        """One kline as a stream tells it; None where nothing is traded."""
+        listing, interval = self.symbols.get(symbol), INTERVALS[interval_name]
+        open_ms = interval.open_ms(index)
+        if listing is None or listing.status != "TRADING" or not self.source.serves(interval):
+            return None
+        if open_ms < max(listing.listed_ms, self.source.first_ms) or open_ms > now_ms:
+            return None
+        if listing.delisted_ms is not None and open_ms >= listing.delisted_ms:
+            return None
+        until_ms = min(now_ms + 1, interval.open_ms(index + 1))
+        return _amended(listing, interval, index, self.source.forming(symbol, interval, index, until_ms))
+
+    def price(self, symbol: str, now_ms: int) -> str | None:
+        """The last price, for a stream; None where nothing is traded."""
+        finest = next(interval for interval in INTERVALS.values() if self.source.serves(interval))
+        row = self.row(symbol, finest.name, finest.index_at(now_ms), now_ms)
+        return json.loads(row)[4] if row else None
+
     def _between(
         self,
         symbol: str,
@@ -568,11 +598,12 @@ class Market:
         now_ms: int,
     ) -> list[str]:
         """The klines there are among these numbers, the forming one as it is at `now_ms`."""
-        rows = self.source.closed(symbol, interval, first, last)
-        if interval.index_at(now_ms) == last:
+        is_forming = interval.index_at(now_ms) == last
+        rows = self.source.closed(symbol, interval, first, last - is_forming)
+        if is_forming:
             # now_ms names a millisecond that has passed in full; so the last one of a candle
             # already shows what stays.
-            rows[-1] = self.source.forming(symbol, interval, last, now_ms + 1)
+            rows.append(self.source.forming(symbol, interval, last, now_ms + 1))
         listing = self.symbols[symbol]
         if listing.halts or listing.overrides:
             numbered = enumerate(rows, first)
@@ -850,6 +881,7 @@ class SimulatedBinance:
         self._banned_until_ms = 0
         self._bans = 0
         self._server: _Server | None = None
+        self.streams = Streams(self, INTERVALS)
 
     # What a test or a benchmark uses.
 
@@ -864,6 +896,7 @@ class SimulatedBinance:
         """Serve on loopback, in daemon threads, until stop()."""
         self._server = _Server(self)
         self.port = self._server.server_address[1]
+        self.streams.start()
         threading.Thread(
             target=self._server.serve_forever, args=(0.01,), name="simulated-binance", daemon=True
         ).start()
@@ -871,6 +904,7 @@ class SimulatedBinance:
     def stop(self) -> None:
         """Close the port and every connection, whatever is going on there."""
         server, self._server = self._server, None
+        self.streams.stop()
         if server:
             server.stop()
 
@@ -878,6 +912,11 @@ class SimulatedBinance:
     def url(self) -> str:
         """The base URL, known once it is started."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def stream_url(self) -> str:
+        """The base URL of the streams, without a path, known once it is started."""
+        return f"ws://127.0.0.1:{self.port}"
 
     @property
     def open_connections(self) -> int:
@@ -1201,6 +1240,9 @@ class _Connection(socketserver.StreamRequestHandler):
         headers = self._read_headers()
         self.rfile.read(int(headers.get("content-length") or 0))
         exchange = self.server.exchange
+        if method == "GET" and exchange.streams.wants(target, headers):
+            exchange.streams.serve(self.connection, target, headers)
+            return False
         reply = exchange.respond(method, target, headers)
         if exchange.latency_seconds:
             self.server.stopping.wait(exchange.latency_seconds)
@@ -1334,7 +1376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with exchange:
             listed = len(market.symbols)
-            print(f"simulated market ({kind}, {listed} symbols) at {exchange.url}", flush=True)
+            print(f"simulated market ({kind}, {listed} symbols), streams at {exchange.stream_url},", end=" ")
+            print(f"REST at {exchange.url}", flush=True)
             threading.Event().wait()
     except OSError as error:
         parser.error(f"cannot listen on port {options.port}: {error}")
