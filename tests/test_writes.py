@@ -241,8 +241,9 @@ def test_an_instance_that_slept_does_not_write_over_a_newer_value(exchange, redi
         slow_feed = slow.feeds[0]
         exchange.clock.advance(MINUTE)
         slow.binance.sync_clock()
-        for page in slow.service.fetcher.pages(slow_feed.pair, TF, slow_feed.series, True, 0):
-            slow_feed.fetched(page, slow.clock.now_ms())
+        began = slow_feed.series
+        for page in slow.service.fetcher.pages(slow_feed.pair, TF, began, True, 0):
+            slow_feed.fetched(page, began, 192, slow.clock.now_ms())
         later(quick, HOUR)
         newer = reader.get(KEY)
         slow.binance.sync_clock()

@@ -9,7 +9,8 @@ The optional front doors are loaded only when a setting asks for them:
 * ``simulated_streams``: its WebSocket streams.
 * ``demo``: what ``--demo`` adds.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
-* ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
+* ``live``: connections to the exchange's streams, for ``LIVE``.
+* ``report``: what ``--status``, ``--health-check`` and ``--verify`` find, judged and shown.
 * ``web``: ``/health`` and ``/metrics``, for ``HTTP_ADDR``.
 
 What every run of the service needs of the system around it:

@@ -224,3 +224,31 @@ def config_table(rows: Iterable[tuple[str, str, str]]) -> str:
         cells = ([name], textwrap.wrap(value.replace(",", ", "), 30), textwrap.wrap(origin, 23))
         lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
+
+
+def show_verdict(name: str, verdict: Any, iso_time: Callable[[int], str]) -> None:
+    """Print what --verify found of a feed (candles, found, problem), if anything is wrong."""
+    if verdict.problem:
+        click.echo(f"{name}: {verdict.problem}")
+    for each in verdict.found:
+        click.echo(f"{name} {iso_time(each.open_ms)}")
+        for where, entry in (("redis", each.held), ("binance", each.sent)):
+            click.echo(f"  {where:<8} {_plain(entry) or 'no candle'}")
+
+
+def _plain(entry: str) -> str:
+    """A candle's entry as people read it: ``open 1, high 2, low 1, close 2, volume 5``."""
+    _, _, values = entry.replace("\\", "").partition(":{")
+    return values.rstrip("}").replace('"', "").replace(":", " ").replace(",", ", ")
+
+
+def verdicts_text(verdicts: Sequence[Any], requests: int, *, repair: bool) -> str:
+    """The summary of --verify."""
+    candles = sum(verdict.candles for verdict in verdicts)
+    differing = [verdict for verdict in verdicts if verdict.found or verdict.problem]
+    found = sum(len(verdict.found) for verdict in verdicts)
+    text = f"{candles:,} closed candles of {len(verdicts)} values compared in {requests} requests: "
+    if not differing:
+        return text + ("no difference" if verdicts else "there is no symbol to look at")
+    text += f"{found} differ, {len(differing)} values are wrong"
+    return text + ("; written as the exchange has them" if repair else "; --verify --repair mends them")
