@@ -43,6 +43,7 @@ import select
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -80,6 +81,7 @@ GZIP_FROM_BYTES = 1024
 API_KEY, SECRET_KEY = "sim-key", "sim-secret"  # unless a test chooses others
 # How far before the close a stale answer looks back, while close_lag_seconds lasts.
 STALE_BY_MS = 1500
+HANDSHAKE_SECONDS = 10.0  # for a client's part of TLS
 
 JSON_TYPE = "application/json;charset=UTF-8"
 HTML_TYPE = "text/html"
@@ -589,6 +591,20 @@ class Market:
         row = self.row(symbol, finest.name, finest.index_at(now_ms), now_ms)
         return json.loads(row)[4] if row else None
 
+    def correct(self, symbol: str, interval_name: str, open_ms: int, close: str) -> None:
+        """From now on this candle has another close, as if the exchange had corrected it.
+
+        What streams have told stays told. High and low follow where the close lies beyond them.
+        """
+        interval = INTERVALS[interval_name]
+        index = interval.index_at(open_ms)
+        row = self.row(symbol, interval_name, index, interval.open_ms(index + 1) - 1)
+        if row is None:
+            raise ValueError(f"{symbol} has no {interval_name} candle at {open_ms}")
+        first, high, low, _, volume = json.loads(row)[1:6]
+        values = [first, max(high, close, key=Decimal), min(low, close, key=Decimal), close, volume]
+        self.symbols[symbol].overrides[interval_name, open_ms] = values
+
     def _between(
         self,
         symbol: str,
@@ -832,7 +848,8 @@ class SimulatedBinance:
 
     `weight_limit` is the budget of a minute; for futures it is 2400, unless another than the usual
     one is given here. One counter serves both. `latency_seconds` passes before each reply. The keys
-    are those that apiRestrictions accepts. After stop(), start() serves again at the same port.
+    are those that apiRestrictions accepts. With an `ssl_context` it speaks TLS, and `url` is https.
+    After stop(), start() serves again at the same port.
     """
 
     def __init__(
@@ -845,8 +862,10 @@ class SimulatedBinance:
         api_key: str = API_KEY,
         secret_key: str = SECRET_KEY,
         clock: SimulatedClock | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.market = market or Market.random_walk()
+        self.ssl_context = ssl_context
         self.clock = clock or SimulatedClock()
         self.port = port  # 0 until started: any free one
         self.weight_limit = weight_limit
@@ -911,12 +930,12 @@ class SimulatedBinance:
     @property
     def url(self) -> str:
         """The base URL, known once it is started."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.ssl_context else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def stream_url(self) -> str:
         """The base URL of the streams, without a path, known once it is started."""
-        return f"ws://127.0.0.1:{self.port}"
+        return f"{'wss' if self.ssl_context else 'ws'}://127.0.0.1:{self.port}"
 
     @property
     def open_connections(self) -> int:
@@ -1200,6 +1219,23 @@ class _Server(socketserver.ThreadingTCPServer):
             self.open_sockets.add(request)
         super().process_request(request, client_address)
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        context = self.exchange.ssl_context
+        if context is None:
+            super().finish_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):  # the client's side of the handshake went wrong
+            secured = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            with self._changed:
+                self.open_sockets.add(secured)
+            try:
+                secured.settimeout(HANDSHAKE_SECONDS)
+                secured.do_handshake()
+                secured.settimeout(None)
+                super().finish_request(secured, client_address)
+            finally:
+                self.shutdown_request(secured)
+
     def shutdown_request(self, request: Any) -> None:
         # Only close: the usual shutdown before it would send a FIN ahead of a wanted reset.
         request.close()
@@ -1214,7 +1250,8 @@ class _Server(socketserver.ThreadingTCPServer):
         with self._changed:
             for connection in self.open_sockets:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    # The socket's own, where TLS is spoken: it waits for nobody.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self.open_sockets, timeout=2)
 
 

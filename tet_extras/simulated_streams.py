@@ -27,6 +27,7 @@ import heapq
 import itertools
 import json
 import math
+import random
 import re
 import selectors
 import socket
@@ -37,6 +38,8 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
@@ -44,6 +47,7 @@ from urllib.parse import parse_qs
 
 TICK_SECONDS = 0.005  # how often the exchange's time is looked at
 CLOSING_SECONDS = 2.0  # how long a client may take to answer a close frame
+FAILING_SECONDS = 0.2  # the same, after frames that could not be read
 WATCH_SECONDS = 0.05  # between two looks at pings and lifetimes
 SEND_BUFFER_BYTES = 262_144  # the system's, for each connection
 EVENTS_AT_ONCE = 256  # told before what is queued goes out
@@ -252,6 +256,7 @@ class _Feed:
         self.period_ms = FORMING_MS[market] if grid else MARK_PRICE_MS[what]
         if self.interval == "1s":
             self.period_ms = SECONDS_FORMING_MS
+        self.held = ""  # an event that comes after the next one
         self.planned_ms: float = 0  # when the publisher looks at it next
         self._settings = settings
         self._hash = zlib.crc32(name.encode())
@@ -286,6 +291,128 @@ class _Feed:
 
 
 # ----------------------------------------------------------------------------------------------
+# Faults: what goes wrong on purpose
+# ----------------------------------------------------------------------------------------------
+
+OF_HANDSHAKES = ("refused",)
+OF_CONNECTIONS = ("silent", "lag")
+OF_STREAMS = ("silent_streams", "unserved")
+OF_CLOSES = ("no_close", "late_close")
+OF_EVENTS = ("doubled", "reordered", "garbage", "bad_candle", "burst")
+AT_BORDERS = ("cut_at_close",)
+STREAM_FAULTS = (*OF_HANDSHAKES, *OF_CONNECTIONS, *OF_STREAMS, *OF_CLOSES, *OF_EVENTS, *AT_BORDERS)
+
+
+@dataclass
+class _Planned:
+    kind: str
+    times: float
+    match: Callable[[str], bool] | None
+
+
+class StreamFaults:
+    """What goes wrong with streams, and for which names.
+
+    ==================  ===============================================================  ==============
+    kind                what happens                                                     `times` counts
+    ==================  ===============================================================  ==============
+    ``refused``         a handshake is answered with `refused_status`, or RST if it is 0  handshakes
+    ``silent``          a connection stays open, answers, and delivers nothing any more   connections
+    ``lag``             a connection delivers everything late, with the old E, and later  connections
+    ``silent_streams``  a stream of a connection is silent from now on                    streams
+    ``unserved``        a SUBSCRIBE to a name is acknowledged, and that is all            streams
+    ``no_close``        a close is not told                                               closes
+    ``late_close``      a close is told `late_seconds` late; forming events go on         closes
+    ``doubled``         an event comes twice                                              events
+    ``reordered``       an event comes after the next one of its stream                   events
+    ``garbage``         a frame that is no JSON in place of an event                      events
+    ``bad_candle``      an event whose high is below its low                              events
+    ``burst``           an event comes `burst_messages` times at once                     events
+    ``cut_at_close``    a connection ends with RST between the closes of a border         connections
+    ==================  ===============================================================  ==============
+
+    `match` is asked with a stream's name: for a connection, with what it delivers; for a handshake,
+    with path and query. What is silent or lags stays so until clear(), or until it ends.
+    """
+
+    def __init__(self) -> None:
+        self.refused_status = 503
+        self.late_seconds = 3.0
+        self.lag_seconds = 5.0  # at first
+        self.lag_growth = 0.5  # more seconds of it with each second
+        self.burst_messages = 1000
+        self.round = 1  # goes on with each clear(), which ends what began in an earlier one
+        self._planned: list[_Planned] = []
+        self._mix: tuple[float, tuple[str, ...]] = (0.0, ())
+        self._random = random.Random(1)
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, *, match: Callable[[str], bool] | None = None, times: float = 1) -> None:
+        """Spoil the next `times` of what the kind counts, of those that `match` accepts."""
+        self._check(kind)
+        with self._lock:
+            self._planned.append(_Planned(kind, times, match))
+
+    def always(self, kind: str, *, match: Callable[[str], bool] | None = None) -> None:
+        """Spoil all of them until clear(); what was added with a number comes first."""
+        self.add(kind, match=match, times=math.inf)
+
+    def mix(self, rate: float, kinds: Sequence[str] = STREAM_FAULTS, seed: int = 1) -> None:
+        """Spoil this share (0 to 1) of what each of `kinds` counts, at random."""
+        self._check(*kinds)
+        with self._lock:
+            self._random = random.Random(seed)
+            self._mix = (rate, tuple(kinds))
+
+    def clear(self) -> None:
+        """Let nothing go wrong any more."""
+        with self._lock:
+            self._planned = []
+            self._mix = (0.0, ())
+            self.round += 1
+
+    @property
+    def are_possible(self) -> bool:
+        """Whether something may go wrong."""
+        return bool(self._planned or self._mix[0])
+
+    def pick(self, kinds: Sequence[str], name: str) -> str:
+        """The fault among these kinds for this name, used up by asking; "" for none."""
+        return self.planned(kinds, name) or self.mixed(kinds)
+
+    def planned(self, kinds: Sequence[str], name: str) -> str:
+        """One that was added."""
+        with self._lock:
+            for planned in sorted(self._planned, key=lambda planned: planned.times == math.inf):
+                if planned.kind not in kinds or planned.times <= 0:
+                    continue
+                if planned.match is None or planned.match(name):
+                    planned.times -= 1
+                    return planned.kind
+        return ""
+
+    def mixed(self, kinds: Sequence[str]) -> str:
+        """One of the mix."""
+        with self._lock:
+            rate, wanted = self._mix
+            drawn = [kind for kind in wanted if kind in kinds]
+            return self._random.choice(drawn) if drawn and self._random.random() < rate else ""
+
+    def _check(self, *kinds: str) -> None:
+        unknown = set(kinds) - set(STREAM_FAULTS)
+        if unknown:
+            raise ValueError(f"no such fault: {sorted(unknown)}; there are {STREAM_FAULTS}")
+
+
+def impossible(payload: str) -> str:
+    """A kline event whose high is below its low."""
+    event = json.loads(payload)
+    if "k" in event:
+        event["k"]["h"] = f"{Decimal(event['k']['l']) / 2:.8f}"
+    return _json(event)
+
+
+# ----------------------------------------------------------------------------------------------
 # A client's connection
 # ----------------------------------------------------------------------------------------------
 
@@ -307,6 +434,15 @@ class Opening(NamedTuple):
     market: str
     combined: bool
     names: tuple[str, ...]
+
+
+@dataclass
+class _Lag:
+    """A connection's events that wait, and since when it lags."""
+
+    round: int  # of faults
+    since_ms: int
+    waiting: deque[tuple[float, bytes]] = field(default_factory=deque)  # due, frame
 
 
 class StreamConnection:
@@ -334,6 +470,11 @@ class StreamConnection:
         self._recent: deque[float] = deque()  # when the client's latest frames came
         self._pings: dict[bytes, float] = {}  # unanswered, by payload
         self._pinged_at = self.opened_at
+        # Since which round of faults it is silent, and streams of it are.
+        self.silent_since = 0
+        self.muted_since: dict[str, int] = {}
+        self.lagging: _Lag | None = None
+        self.border_ms = 0  # where a cut was last decided on
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -385,7 +526,7 @@ class StreamConnection:
     def ping(self, payload: bytes) -> None:
         """Ask the client whether it is there."""
         self._pinged_at = time.monotonic()
-        self._pings[payload] = self._pinged_at
+        self._pings.setdefault(payload, self._pinged_at)  # the same while the time stands still
         self.queue(frame(PING, payload), messages=0)
 
     def pong(self, payload: bytes) -> None:
@@ -426,6 +567,9 @@ class _Publisher:
     def subscribe(self, connection: StreamConnection, name: str) -> None:
         """Send the stream's events to this connection from now on."""
         connection.subscribed[name] = None
+        faults = self._settings.faults
+        if faults.are_possible and faults.pick(OF_STREAMS, name):
+            connection.muted_since[name] = faults.round
         key = (connection.market, name)
         feed = self._feeds.get(key) or self._new_feed(*key)
         if feed:
@@ -499,15 +643,40 @@ class _Publisher:
         self._plan(feed, feed.close_due_ms if feed.close_due_ms <= now_ms else feed.due_ms)
 
     def _tell_close(self, feed: _Feed, now_ms: int) -> None:
-        grid = feed.grid
-        assert grid  # noqa: S101 (a mark price never closes)
+        grid, due_ms = feed.grid, feed.close_due_ms
+        if grid is None:
+            return
         index = max(feed.closing, grid.index_at(now_ms) - MOST_CLOSES_TOLD)
         feed.begin_candle(index + 1)
+        faults = self._settings.faults
+        kind = faults.pick(OF_CLOSES, feed.name) if faults.are_possible else ""
+        if kind == "late_close":
+            self.at(due_ms + faults.late_seconds * 1000, partial(self._close, feed, grid, index))
+        elif kind != "no_close":
+            self._close(feed, grid, index, now_ms)
+        if faults.are_possible:
+            self._plan_cuts(feed, grid.open_ms(index + 1))
+
+    def _close(self, feed: _Feed, grid: Grid, index: int, now_ms: int) -> None:
         open_ms, end_ms = grid.open_ms(index), grid.open_ms(index + 1)
         row = self._exchange.market.row(feed.symbol, feed.interval, index, end_ms)
         if row:
             payload = kline_event(feed.symbol, feed.interval, row, now_ms, closed=True)
             self._delivery.close(feed, payload, Told(open_ms, now_ms, time.monotonic()))
+
+    def _plan_cuts(self, feed: _Feed, border_ms: int) -> None:
+        """Decide for those who listen whether they are cut off when half of this border's closes are told."""
+        faults, settings = self._settings.faults, self._settings
+        for connection in feed.listeners:
+            is_first = connection.border_ms != border_ms
+            if faults.planned(AT_BORDERS, feed.name) or (is_first and faults.mixed(AT_BORDERS)):
+                middle_ms = border_ms + settings.close_delay_ms + settings.close_spread_ms / 2
+                self.at(middle_ms, partial(self._doom, connection))
+            connection.border_ms = border_ms
+
+    def _doom(self, connection: StreamConnection, _now_ms: int) -> None:
+        self.forget(connection)
+        self._delivery.doomed.append(connection)
 
     def _tell_forming(self, feed: _Feed, now_ms: int) -> None:
         feed.put_off_forming(now_ms)
@@ -531,10 +700,14 @@ class _Publisher:
 class _Delivery:
     """Puts events into frames, once for all who listen, and queues them. Used by one thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Streams) -> None:
         self.touched: set[StreamConnection] = set()  # those with something queued
+        self.doomed: list[StreamConnection] = []  # to be ended with RST
         self.sent: Counter[str] = Counter()  # events by name
         self.closes: dict[str, deque[Told]] = {}
+        self._faults = settings.faults
+        self._settings = settings
+        self._late: set[StreamConnection] = set()  # those that lag
 
     def close(self, feed: _Feed, payload: str, told: Told) -> None:
         """Tell a close."""
@@ -542,17 +715,77 @@ class _Delivery:
         self.event(feed, payload)
 
     def event(self, feed: _Feed, payload: str) -> None:
-        """Tell an event to all who listen."""
+        """Tell an event to all who listen, or what a fault makes of it."""
         self.sent[feed.name] += 1
-        raw = combined = b""
+        if not self._faults.are_possible and not feed.held:
+            self._tell(feed, payload)
+            return
+        kind = self._faults.pick(OF_EVENTS, feed.name)
+        if kind == "reordered" and not feed.held:
+            feed.held = payload
+            return
+        held, feed.held = feed.held, ""
+        if kind == "bad_candle":
+            payload = impossible(payload)
+        times = {"doubled": 2, "burst": self._faults.burst_messages}.get(kind, 1)
+        for text in [payload] * times + [held] * bool(held):
+            self._tell(feed, text, is_garbage=kind == "garbage")
+
+    def release(self, now_ms: int) -> None:
+        """Queue what lagging connections have kept long enough."""
+        for connection in list(self._late):
+            lag = connection.lagging
+            if lag is None or connection.close_reason:
+                self._late.discard(connection)
+                continue
+            is_over = lag.round != self._faults.round
+            while lag.waiting and (is_over or lag.waiting[0][0] <= now_ms):
+                connection.queue(lag.waiting.popleft()[1])
+                self.touched.add(connection)
+            if is_over:
+                connection.lagging = None
+
+    def _tell(self, feed: _Feed, payload: str, is_garbage: bool = False) -> None:
+        octets = {False: b"", True: b""}  # by whether they are combined
         for connection in feed.listeners:
-            if connection.combined:
-                combined = combined or frame(TEXT, wrapped(feed.name, payload).encode())
-                connection.queue(combined)
-            else:
-                raw = raw or frame(TEXT, payload.encode())
-                connection.queue(raw)
-            self.touched.add(connection)
+            if self._faults.are_possible and self._withholds(connection, feed.name):
+                continue
+            combined = connection.combined
+            if not octets[combined]:
+                text = wrapped(feed.name, payload) if combined else payload
+                octets[combined] = frame(TEXT, text[: len(text) // 2 if is_garbage else None].encode())
+            self._send(connection, octets[combined])
+
+    def _send(self, connection: StreamConnection, octets: bytes) -> None:
+        lag = connection.lagging
+        if lag:
+            now_ms = self._settings.now_ms()
+            lag_seconds = self._faults.lag_seconds
+            lag_seconds += self._faults.lag_growth * (now_ms - lag.since_ms) / 1000
+            lag.waiting.append((now_ms + lag_seconds * 1000, octets))
+            return
+        connection.queue(octets)
+        self.touched.add(connection)
+
+    def begin(self, connection: StreamConnection) -> None:
+        """A connection has opened; with a mix of faults it may lag or be silent from the start."""
+        self._spoil(connection, self._faults.mixed(OF_CONNECTIONS))
+
+    def _spoil(self, connection: StreamConnection, kind: str) -> None:
+        if kind == "silent":
+            connection.silent_since = self._faults.round
+        elif kind == "lag" and connection.lagging is None:
+            connection.lagging = _Lag(self._faults.round, self._settings.now_ms())
+            self._late.add(connection)
+
+    def _withholds(self, connection: StreamConnection, name: str) -> bool:
+        """Whether a fault keeps a stream's event from a connection."""
+        faults = self._faults
+        if connection.lagging is None and connection.silent_since != faults.round:
+            self._spoil(connection, faults.planned(OF_CONNECTIONS, name))
+        if connection.muted_since.get(name) != faults.round and faults.planned(("silent_streams",), name):
+            connection.muted_since[name] = faults.round
+        return faults.round in (connection.silent_since, connection.muted_since.get(name))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -650,7 +883,8 @@ class _Loop:
         self._delivery = delivery
         self._requests = _Requests(publisher, streams)
         self._selector = selectors.DefaultSelector()
-        self._open: dict[StreamConnection, float] = {}  # when we began to close it; 0: not yet
+        # Until when the client may answer our close frame; 0: we have sent none.
+        self._open: dict[StreamConnection, float] = {}
         self._acts: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
         self._watched_at = 0.0
@@ -707,7 +941,10 @@ class _Loop:
         self._ear.close()
 
     def _turn(self) -> None:
-        is_more = self._publisher.publish(self._streams.now_ms())
+        now_ms = self._streams.now_ms()
+        is_more = self._publisher.publish(now_ms)
+        self._delivery.release(now_ms)
+        self._end_doomed()
         for key, events in self._selector.select(0 if is_more else TICK_SECONDS if self._open else 1):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
@@ -731,6 +968,7 @@ class _Loop:
     def _begin(self, connection: StreamConnection, names: Iterable[str]) -> None:
         self._open[connection] = 0
         self._selector.register(connection.link, selectors.EVENT_READ, connection)
+        self._delivery.begin(connection)
         for name in names:
             self._publisher.subscribe(connection, name)
 
@@ -740,7 +978,7 @@ class _Loop:
                 if connection in self._open:
                     self._hear(connection, opcode, payload)
         except ProtocolError as error:
-            self._close(connection, error.code, str(error))
+            self._close(connection, error.code, str(error), FAILING_SECONDS)
         except OSError:
             self.drop(connection, "the client left")
 
@@ -771,9 +1009,9 @@ class _Loop:
     def _watch(self, connection: StreamConnection) -> None:
         """Pings, and the ends of connections that have had their time."""
         settings, now_ms = self._streams, self._streams.now_ms()
-        closing_since = self._open[connection]
-        if closing_since:
-            if time.monotonic() - closing_since > CLOSING_SECONDS:
+        closing_until = self._open[connection]
+        if closing_until:
+            if time.monotonic() > closing_until:
                 self.drop(connection, connection.close_reason)
         elif now_ms - connection.opened_ms >= settings.lifetime_seconds * 1000:
             self._close(connection, GOING_AWAY, "24 hours are over")
@@ -782,6 +1020,13 @@ class _Loop:
         elif connection.since_ping() * settings.speed >= settings.ping_seconds:
             connection.ping(str(now_ms).encode())
             self._delivery.touched.add(connection)
+
+    def _end_doomed(self) -> None:
+        doomed, self._delivery.doomed = self._delivery.doomed, []
+        for connection in doomed:
+            with contextlib.suppress(OSError):
+                connection.flush()
+            self.drop(connection, "cut at a close", reset=True)
 
     def _flush(self) -> None:
         touched, self._delivery.touched = self._delivery.touched, set()
@@ -798,10 +1043,12 @@ class _Loop:
             if self._selector.get_key(connection.link).events != selectors.EVENT_READ | waits:
                 self._selector.modify(connection.link, selectors.EVENT_READ | waits, connection)
 
-    def _close(self, connection: StreamConnection, code: int, reason: str) -> None:
+    def _close(
+        self, connection: StreamConnection, code: int, reason: str, patience_seconds: float = CLOSING_SECONDS
+    ) -> None:
         """Send a close frame, and give the client some time to answer it."""
         if self._open.get(connection) == 0:
-            self._open[connection] = time.monotonic()
+            self._open[connection] = time.monotonic() + patience_seconds
             connection.close_reason = reason
             self._publisher.forget(connection)
             connection.queue(close_frame(code, reason), messages=0)
@@ -846,9 +1093,10 @@ class Streams:
         self.close_spread_ms = 50  # by so much more, a different part of it for each stream
         self.quiet: set[str] = set()  # symbols without events between the closes
         self.retired_futures_urls = False  # /ws and /stream acknowledge everything and deliver nothing
+        self.faults = StreamFaults()
         self.attempts: list[Attempt] = []
         self._exchange = exchange
-        self._delivery = _Delivery()
+        self._delivery = _Delivery(self)
         self._publisher = _Publisher(exchange, intervals, self, self._delivery)
         self._connections: list[StreamConnection] = []
         self._loop: _Loop | None = None
@@ -961,6 +1209,8 @@ class Streams:
             return 429
         if len(target) > LONGEST_TARGET:
             return 414
+        if self.faults.pick(OF_HANDSHAKES, target):
+            return self.faults.refused_status
         version, key = headers.get("sec-websocket-version"), headers.get("sec-websocket-key")
         bad = version != "13" or not key or not all(NAME.fullmatch(name) for name in names)
         return 400 if bad or len(set(names)) > self.streams_per_connection else 101
@@ -983,3 +1233,125 @@ def _handshake(status: int, key: str) -> bytes:
         upgrade = "Connection: close\r\nContent-Length: 0"
     phrase = HTTPStatus(status).phrase if status else ""
     return f"HTTP/1.1 {status} {phrase}\r\n{upgrade}\r\n\r\n".encode()
+
+
+# ----------------------------------------------------------------------------------------------
+# A network that stalls
+# ----------------------------------------------------------------------------------------------
+
+
+class StallingRelay:
+    """A TCP relay to a port of loopback that stops the server's flow in the middle of something.
+
+    Used with `with`. A stall concerns the connections that are open when it is asked for; new ones
+    pass. Both sides stay open, and what the client sends goes on to the server.
+    """
+
+    def __init__(self, target_port: int, *, secure: bool = True) -> None:
+        self._secure = secure  # whether TLS is spoken, for the URLs
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self.stalled = threading.Event()  # set once a connection's flow has stopped
+        self._pipes: list[_Pipe] = []
+
+    def __enter__(self) -> StallingRelay:
+        threading.Thread(target=self._accept, name="stalling-relay", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """As the exchange's, by way of this relay."""
+        return f"{'https' if self._secure else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def stream_url(self) -> str:
+        """As the exchange's, by way of this relay."""
+        return f"{'wss' if self._secure else 'ws'}://127.0.0.1:{self.port}"
+
+    def stall(self) -> None:
+        """Let all but the last byte of what the server sends next go to the client, then nothing."""
+        for pipe in list(self._pipes):
+            pipe.flows.clear()
+
+    def resume(self) -> None:
+        """Let everything flow again, with nothing lost."""
+        self.stalled.clear()
+        for pipe in list(self._pipes):
+            pipe.flows.set()
+
+    def stop(self) -> None:
+        """Close everything."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for pipe in list(self._pipes):
+            pipe.close()
+        self.resume()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed by stop()
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target_port))
+                except OSError:
+                    client.close()
+                    continue
+                pipe = _Pipe(client, server, self.stalled)
+                self._pipes = [*(old for old in self._pipes if not old.ended), pipe]
+                pipe.start()
+
+
+class _Pipe:
+    """A client's connection and the one to the server, each carried on by a thread."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, stalled: threading.Event) -> None:
+        self.flows = threading.Event()  # the server's half
+        self.flows.set()
+        self.ended = False
+        self._client = client
+        self._server = server
+        self._stalled = stalled
+        self._left = 2  # threads
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Carry on until one side ends."""
+        for carry in (self._carry_to_server, self._carry_to_client):
+            threading.Thread(target=self._run, args=(carry,), name="stalling-relay", daemon=True).start()
+
+    def close(self) -> None:
+        """End both sides; the threads then close them."""
+        self.ended = True
+        for end in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, carry: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):
+            carry()
+        self.close()
+        with self._lock:
+            self._left -= 1
+        if not self._left:
+            self._client.close()
+            self._server.close()
+
+    def _carry_to_server(self) -> None:
+        while octets := self._client.recv(LONGEST_MESSAGE):
+            self._server.sendall(octets)
+
+    def _carry_to_client(self) -> None:
+        while octets := self._server.recv(LONGEST_MESSAGE):
+            if not self.flows.is_set():
+                # Without its last byte it ends within a TLS record, or a frame.
+                self._client.sendall(octets[:-1])
+                octets = octets[-1:]
+                self._stalled.set()
+                while not (self.flows.wait(0.1) or self.ended):
+                    pass
+            self._client.sendall(octets)
