@@ -801,6 +801,8 @@ def parse_stream_row(message: Message, timeframe: Timeframe, last_ms: int) -> Ca
 
     Raises BadReply, as well for a candle told as closed that has not ended before ``last_ms``.
     """
+    if not all(type(text) is str for text in message.row[1:6]):
+        raise BadReply("prices and volume have to be texts")
     row = '[[{},"{}","{}","{}","{}","{}",{},"0",0,"0","0","0"]]'.format(*message.row)
     candles = parse_klines(row.encode(errors="replace"), timeframe, 0, last_ms, 1)
     if message.closed and timeframe.close_of(newest_of(candles)) > last_ms:
@@ -2997,7 +2999,8 @@ class Live:
         config, symbols = self._config, [feed.pair.symbol for feed in watchlist]
         symbol = "BTCUSDT" if "BTCUSDT" in symbols or not symbols else symbols[0]
         canary = canary_stream(config.binance_market, symbol)
-        self._streams = Streams(config.binance_stream_url, canary, self._inbox.deliver, self._clock.now_ms)
+        clock, deliver = self._clock, self._inbox.deliver
+        self._streams = Streams(config.binance_stream_url, canary, deliver, clock.now_ms, clock.monotonic)
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.tick(watchlist)
 

@@ -17,7 +17,6 @@ import logging
 import random
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -139,12 +138,16 @@ class Lag:
 
 
 class Context(NamedTuple):
-    """What all connections share: the address, the canary, whom messages go to, and the exchange's time."""
+    """What all connections share: the address, the canary, whom messages go to, and the clocks.
+
+    ``now_ms`` gives exchange time, ``monotonic`` seconds that only grow.
+    """
 
     url: str
     canary: str
     deliver: Callable[[Message], None]
     now_ms: Callable[[], float]
+    monotonic: Callable[[], float]
     ssl: Any
     proxy: str | None
 
@@ -166,7 +169,7 @@ class Connection:
         self._ws: ClientConnection | None = None
         self._thread = threading.Thread(target=self._run, name=f"stream-{line}", daemon=True)
         self.lifetime_seconds = LIFETIME_SECONDS * random.uniform(0.9, 1.0)  # no two share a birthday
-        self.born_seconds = time.monotonic()
+        self.born_seconds = self._context.monotonic()
         self.data_seconds = self.born_seconds  # when data came last
         self.open = False
         self.delivering = False  # the canary was heard: all that was subscribed before is served
@@ -226,7 +229,7 @@ class Connection:
             max_size=MAX_FRAME_BYTES,
         ) as ws:
             self._ws = ws
-            self.data_seconds = time.monotonic()
+            self.data_seconds = self._context.monotonic()
             self.open = True
             while not self._ending.is_set():
                 wait_seconds = self._send_next(ws)
@@ -237,11 +240,11 @@ class Connection:
         """Send the next command if it is its time; returns how long to receive until the next look."""
         if not self._commands:
             return LOOK_SECONDS
-        left_seconds = self._send_at_seconds - time.monotonic()
+        left_seconds = self._send_at_seconds - self._context.monotonic()
         if left_seconds > 0:
             return left_seconds
         ws.send(self._commands.next())
-        self._send_at_seconds = time.monotonic() + SEND_SECONDS
+        self._send_at_seconds = self._context.monotonic() + SEND_SECONDS
         return SEND_SECONDS
 
     def _take(self, frame: bytes | str) -> None:
@@ -257,7 +260,7 @@ class Connection:
         except (ValueError, AttributeError, RecursionError):
             self.bad_frames += 1
             return
-        now_seconds = time.monotonic()
+        now_seconds = self._context.monotonic()
         self.data_seconds, self.messages = now_seconds, self.messages + 1
         self.delivering = self.delivering or content.get("stream") == self._context.canary
         if message:
@@ -316,17 +319,23 @@ class Lost(NamedTuple):
 class Streams:
     """All lines: which streams they carry, and how they are. The main thread owns it.
 
-    ``deliver`` is called from the connections' threads with each message; ``now_ms`` gives exchange time.
+    ``deliver`` is called from the connections' threads with each message; ``now_ms`` gives exchange time, and
+    ``monotonic`` seconds that only grow.
     """
 
     def __init__(
-        self, url: str, canary: str, deliver: Callable[[Message], None], now_ms: Callable[[], float]
+        self,
+        url: str,
+        canary: str,
+        deliver: Callable[[Message], None],
+        now_ms: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         logging.getLogger("websockets").setLevel(logging.ERROR)
         address = f"{url}/stream"
         as_http = address.replace("ws", "http", 1)
         ssl = httpx.create_ssl_context() if urlsplit(address).scheme == "wss" else None  # as REST has it
-        self._context = Context(address, canary, deliver, now_ms, ssl, proxy_for(as_http))
+        self._context = Context(address, canary, deliver, now_ms, monotonic, ssl, proxy_for(as_http))
         self._lines: list[Line] = []
         self._attempts: deque[float] = deque(maxlen=ATTEMPTS)
         self._past_messages = self._past_bad_frames = 0  # of connections that are gone
@@ -354,7 +363,7 @@ class Streams:
 
     def tick(self) -> list[Lost]:
         """Look after every line; returns the connections that were lost. To be called each second."""
-        now_seconds = time.monotonic()
+        now_seconds = self._context.monotonic()
         self._rate.append((now_seconds, self.messages))
         lost = [found for line in self._lines if (found := self._look_after(line, now_seconds))]
         for line in self._lines:
@@ -457,6 +466,8 @@ class Streams:
             "messages": self.messages,
             "messages_per_second": round((now - before) / (ended - began), 1) if ended > began else 0.0,
             "bad_frames": self._past_bad_frames + sum(each.bad_frames for each in self._connections()),
-            "last_message_age_seconds": None if newest is None else round(time.monotonic() - newest, 1),
+            "last_message_age_seconds": None
+            if newest is None
+            else round(self._context.monotonic() - newest, 1),
             "reconnects": self.reconnects.counts(),
         }
