@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import redis
-from hypothesis import given
-from hypothesis import strategies as st
-from rig import FastClock, Rig, eventually, expected_candles, in_background, stored
+from rig import FastClock, Rig, Running, eventually, expected_candles, in_background, stored, unused_port
+from test_store import own_server, url_of
 
 import tet_data_service as tet
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
-SPEED = 10  # a minute's candle takes 6 s
+SPEED = 20  # a minute's candle takes 3 s
 NAMES = [f"P{number:02d}/USDT" for number in range(6)]
 START_MS = 1_768_478_850_000  # 2026-01-15T12:07:30Z
 TF = tet.TIMEFRAMES["1m"]
@@ -58,7 +59,12 @@ class Watcher:
                     candles = json.loads(value["ohlcv_data"])
                     newest = value["last_candle_time"]
                     closed = {at: candle for at, candle in candles.items() if at < value["data_end"]}
-                    state = (value["last_update"], value["data_end"], newest, float(candles[newest]["volume"]))
+                    state = (
+                        value["last_update"],
+                        value["data_end"],
+                        newest,
+                        float(candles[newest]["volume"]),
+                    )
                     before = latest.get(key)
                     if before and not (state[1:] >= before[0][1:] and state[0] >= before[0][0]):
                         self.wrong.append(f"{key} went from {before[0]} to {state}")
@@ -83,7 +89,7 @@ def living(exchange, redis_url, **given):
     with Rig(exchange, redis_url, FastClock(SPEED), **given) as rig:
         runner = in_background(rig.service.run)
         try:
-            eventually(lambda: all(feed.image for feed in rig.feeds) and rig.feeds)
+            eventually(lambda: all(feed.updated_ms for feed in rig.feeds) and rig.feeds)
             yield rig
         finally:
             rig.clock.stop()
@@ -124,7 +130,9 @@ def differing(exchange, redis_url, timeframe="1m"):
 def behind_ms(exchange, redis_url):
     """How far the oldest value's end is behind the exchange's last close."""
     with redis.Redis.from_url(redis_url, db=1, decode_responses=True) as client:
-        ends = [tet.parse_iso_time(stored(client, f"1m:{name.replace('/', '_')}")["data_end"]) for name in NAMES]
+        ends = [
+            tet.parse_iso_time(stored(client, f"1m:{name.replace('/', '_')}")["data_end"]) for name in NAMES
+        ]
     return exchange.clock.now_ms() // 60_000 * 60_000 - min(ends)
 
 
@@ -148,38 +156,281 @@ def test_streams_keep_all_feeds_fresh(exchange, redis_url):
     assert watcher.wrong == []
 
 
+def rest_closes(live):
+    """How many closes REST told."""
+    return live["close_to_redis_by_source"]["rest"]["closes"]
+
+
+def outcome(name):
+    """How many messages ended so."""
+    return lambda live: live["messages_by_outcome"].get(name, 0)
+
+
+def reconnects(reason):
+    """How many reconnects there were for that reason."""
+    return lambda live: live["reconnects"].get(reason, 0)
+
+
+#: The fault, how it is set, and the figure of the status that shows that it was there.
 FAULTS = [
-    ("silent", {}),
-    ("lag", {}),
-    ("silent_streams", {"match": lambda name: name < "p03"}),
-    ("unserved", {}),
-    ("no_close", {}),
-    ("late_close", {"late_seconds": 3}),
-    ("late_close", {"late_seconds": 25}),
-    ("doubled", {}),
-    ("reordered", {}),
-    ("garbage", {}),
-    ("bad_candle", {}),
-    ("burst", {}),
-    ("cut_at_close", {}),
-    ("refused", {}),
+    ("silent", {}, reconnects("silence")),
+    ("lag", {}, reconnects("growing lag")),
+    ("silent_streams", {"match": lambda name: name < "p03"}, reconnects("closes missing")),
+    ("unserved", {}, reconnects("silence")),
+    ("no_close", {}, rest_closes),
+    ("late_close", {"late_seconds": 3}, outcome("refused")),
+    ("late_close", {"late_seconds": 25}, rest_closes),
+    ("doubled", {}, outcome("accepted")),
+    ("reordered", {}, outcome("accepted")),
+    ("garbage", {}, lambda live: live["bad_frames"]),
+    ("bad_candle", {}, outcome("damaged")),
+    ("burst", {}, outcome("accepted")),
+    ("cut_at_close", {}, reconnects("connection lost")),
+    ("refused", {}, reconnects("refused")),
 ]
 
 
-@pytest.mark.parametrize(("kind", "how"), FAULTS)
-def test_whatever_streams_do_closed_candles_are_the_exchanges(exchange, redis_url, kind, how):
+@pytest.mark.parametrize(
+    ("kind", "how", "shows"), FAULTS, ids=[f"{row[0]}{place}" for place, row in enumerate(FAULTS)]
+)
+def test_whatever_streams_do_closed_candles_are_the_exchanges(exchange, redis_url, kind, how, shows):
     """While the fault lasts, too; afterwards all feeds are live again."""
     how = dict(how)
     exchange.streams.faults.late_seconds = how.pop("late_seconds", 0)
-    exchange.streams.faults.burst_messages = 100
     with living(exchange, redis_url) as rig, Watcher(redis_url, KEYS) as watcher:
         eventually(lambda: all_live(rig))
         exchange.streams.faults.always(kind, **how)
         if kind in ("unserved", "refused"):
             exchange.streams.cut()
-        closes_pass(exchange, 3)
+        eventually(lambda: shows(rig.service.status.fields()["live"]))
+        closes_pass(exchange, 2)
         assert differing(exchange, redis_url) == []
         assert behind_ms(exchange, redis_url) == 0
         exchange.streams.faults.clear()
         eventually(lambda: all_live(rig), 40)
+        assert len(rig.service.live._inbox) < 100
     assert watcher.wrong == []
+
+
+def test_all_faults_mixed_for_minutes(exchange, redis_url):
+    """Each message, close, connection and handshake has a chance to go wrong."""
+    kinds = [kind for kind, *_ in FAULTS if kind != "burst"]
+    with living(exchange, redis_url) as rig, Watcher(redis_url, KEYS) as watcher:
+        eventually(lambda: all_live(rig))
+        exchange.streams.faults.mix(0.05, kinds)
+        exchange.faults.mix(0.05)
+        exchange.faults.stall_seconds = 0.1
+        closes_pass(exchange, 5)
+        exchange.streams.faults.clear()
+        exchange.faults.clear()
+        eventually(lambda: all_live(rig), 40)
+        closes_pass(exchange, 1)
+        assert differing(exchange, redis_url) == []
+        assert behind_ms(exchange, redis_url) == 0
+    assert watcher.wrong == []
+
+
+def test_unreachable_from_the_start_is_polling(exchange, redis_url, caplog):
+    """It is said once; when streams can be reached, they take over."""
+    caplog.set_level("INFO", tet.LOGGER)
+    exchange.streams.faults.always("refused")
+    with living(exchange, redis_url) as rig:
+        closes_pass(exchange, 2)
+        assert links(rig) == {"live": 0, "catching_up": 0, "blind": len(NAMES)}
+        assert differing(exchange, redis_url) == []
+        assert behind_ms(exchange, redis_url) == 0
+        said = [message for message in caplog.messages if "streams unreachable" in message]
+        assert said == ["streams unreachable, polling as without LIVE, will retry"]
+        exchange.streams.faults.clear()
+        eventually(lambda: all_live(rig), 60)
+        assert "streams reachable again" in caplog.messages
+
+
+def test_a_reconnect_costs_one_request_for_each_feed(exchange, redis_url):
+    """Of which what was missed is made good; then streams have them again, forty times in a row."""
+    with living(exchange, redis_url) as rig, Watcher(redis_url, KEYS) as watcher:
+        eventually(lambda: all_live(rig))
+        exchange.clear()
+        for _ in range(40):
+            connection = exchange.streams.connections[-1]
+            exchange.streams.cut()
+            eventually(lambda before=connection: exchange.streams.connections[-1] is not before)
+            eventually(lambda: rig.service.live._streams.is_delivering)
+        eventually(lambda: all_live(rig), 40)
+        assert len(exchange.asked("klines")) <= 2 * 41 * len(NAMES)
+        closes_pass(exchange, 1)
+        assert differing(exchange, redis_url) == []
+    assert watcher.wrong == []
+
+
+def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
+    """What streams tell meanwhile is in Redis when that is back; what they keep fresh stays so."""
+    port = unused_port()
+    with ExitStack() as servers:
+        with own_server(tmp_path, port) as (server, _):
+            rig = servers.enter_context(living(exchange, url_of(server)))
+            eventually(lambda: all_live(rig))
+        closes_pass(exchange, 1)
+        assert sum(feed.buffered for feed in rig.feeds) == len(NAMES)
+        again, client = servers.enter_context(own_server(tmp_path, port))
+        eventually(lambda: client.dbsize() > 2 * len(NAMES))
+        closes_pass(exchange, 1)
+        assert differing(exchange, url_of(again)) == []
+        assert behind_ms(exchange, url_of(again)) == 0
+        assert links(rig)["live"] == len(NAMES)
+
+
+def test_a_ban_by_rest_does_not_stop_streams(exchange, redis_url):
+    """Closes come as before while no request may be sent."""
+    with living(exchange, redis_url) as rig:
+        eventually(lambda: all_live(rig))
+        exchange.ban(3600)
+        rig.binance.gate.pause(3600, "a test")
+        exchange.clear()
+        closes_pass(exchange, 2)
+        assert exchange.requests == []
+        assert differing(exchange, redis_url) == []
+        assert behind_ms(exchange, redis_url) == 0
+
+
+def test_proof_by_rest_corrects_what_was_told_as_final(exchange, redis_url, caplog):
+    """The exchange's REST has the last word: both values are logged, and the difference is counted."""
+    with living(exchange, redis_url, UPDATE_INTERVAL=6) as rig:
+        eventually(lambda: all_live(rig))
+        closes_pass(exchange, 1)
+        open_ms = (exchange.clock.now_ms() // 60_000 - 1) * 60_000
+        exchange.market.correct("P00USDT", "1m", open_ms, "77777.5")
+        feed = next(feed for feed in rig.feeds if feed.pair.base == "P00")
+        eventually(lambda: "77777.5" in feed.series.entry(feed.series.index(open_ms)))
+        eventually(lambda: differing(exchange, redis_url) == [])
+        assert rig.service.status.fields()["candles_corrected"] == 1
+    (said,) = [record.facts for record in caplog.records if record.message == "candle corrected by binance"]
+    assert said["feed"] == "P00/USDT 1m"
+    assert '"close":"77777.5"' in said["sent"]
+    assert '"close"' in said["held"] != said["sent"]
+
+
+def test_symbols_that_leave_and_join_are_followed(exchange, redis_url):
+    """By the same connection."""
+    listing = exchange.market.symbols["P03USDT"]
+    with living(exchange, redis_url) as rig:
+        eventually(lambda: all_live(rig))
+        for status, count in (("BREAK", len(NAMES) - 1), ("TRADING", len(NAMES))):
+            listing.status = status
+            rig.service._symbols_due_ms = 0
+            eventually(lambda wanted=count: len(rig.feeds) == wanted)
+            eventually(lambda: all_live(rig), 40)
+        assert len(exchange.streams.attempts) == 1
+        assert {name for each in exchange.streams.open_connections for name in each.names} >= set(
+            rig.service.live._feeds
+        )
+
+
+def test_usd_m_futures_have_streams_of_their_own(exchange, redis_url):
+    """With another canary, by /market, four times a second."""
+    given = {"BINANCE_MARKET": "usdm", "BINANCE_STREAM_URL": f"{exchange.stream_url}/market"}
+    with living(exchange, redis_url, **given) as rig:
+        eventually(lambda: all_live(rig))
+        closes_pass(exchange, 1)
+        assert differing(exchange, redis_url) == []
+        assert rig.service.status.fields()["live"]["closes_by_stream_share"] > 0.5
+        (connection,) = exchange.streams.connections
+        assert "p00usdt@markPrice@1s" in connection.names
+
+
+def test_a_quiet_pair_is_asked_for_before_it_is_stale(exchange, redis_url):
+    """Between closes its stream says nothing: what nobody speaks of is looked at."""
+    exchange.streams.quiet.update(name.replace("/", "") for name in NAMES)
+    with living(exchange, redis_url, TIMEFRAME="15m", MAX_DATA_AGE=60, UPDATE_INTERVAL=60) as rig:
+        exchange.clock.advance(0)
+        oldest = 0.0
+        for _ in range(20):
+            closes = exchange.clock.now_ms() + 10_000
+            eventually(lambda until=closes: exchange.clock.now_ms() > until)
+            oldest = max(oldest, rig.service.status.fields()["data_freshness_max"])
+        assert oldest < 90
+
+
+def test_above_the_memory_limit_it_polls(exchange, redis_url, caplog):
+    """What is not in memory cannot be followed: it is said, with the setting that helps."""
+    with living(exchange, redis_url, MEMORY_LIMIT_MB=50) as rig:
+        eventually(lambda: any("polling instead of LIVE" in message for message in caplog.messages))
+        closes_pass(exchange, 1)
+        assert links(rig)["blind"] == len(NAMES)
+        assert differing(exchange, redis_url) == []
+        eventually(lambda: not exchange.streams.open_connections)
+
+
+# The program
+
+
+def arguments_for(exchange, redis_url):
+    """The program with LIVE, for two pairs."""
+    return [
+        "--public",
+        "--live",
+        "--symbols=P00/USDT,P01/USDT",
+        "--timeframe=1m",
+        "--days=1",
+        f"--base-url={exchange.url}",
+        f"--stream-url={exchange.stream_url}",
+        f"--redis={redis_url}",
+    ]
+
+
+@pytest.fixture
+def before_a_close():
+    """An exchange in real time, some seconds before a minute closes."""
+    with SimulatedBinance(
+        market=Market.random_walk(NAMES[:2]), clock=SimulatedClock(START_MS + 20_000)
+    ) as simulated:
+        yield simulated
+
+
+def test_a_stop_in_the_middle_of_a_close_is_prompt_and_whole(before_a_close, redis_url, tmp_path, reader):
+    """SIGTERM as the first close is announced: exit code 0 within 5 s, and each value is sound."""
+    with reader.pubsub(ignore_subscribe_messages=True) as updates:
+        updates.subscribe("tet:updates")
+        with Running(tmp_path, *arguments_for(before_a_close, redis_url)) as running:
+            eventually(lambda: closed_candle_told(updates), 30)
+            running.process.terminate()
+            began = time.monotonic()
+            assert running.process.wait(10) == 0
+            assert time.monotonic() - began < 5
+    for name in ("P00_USDT", "P01_USDT"):
+        value = stored(reader, f"1m:{name}")
+        truth = expected_candles(
+            before_a_close, name.replace("_", ""), "1m", tet.parse_iso_time(value["data_start"])
+        )
+        closed = {at: each for at, each in value["candles"].items() if at < value["data_end"]}
+        assert closed.items() <= truth.items()
+
+
+def closed_candle_told(updates):
+    """Whether an update with a closed candle has been announced."""
+    message = updates.get_message(timeout=0.1)
+    return bool(message) and json.loads(message["data"])["candle_closed"]
+
+
+@pytest.mark.timeout(120)
+def test_a_program_that_was_frozen_catches_up(before_a_close, redis_url, tmp_path, reader):
+    """SIGSTOP for longer than a connection may be silent: each candle is made good."""
+    with Running(tmp_path, *arguments_for(before_a_close, redis_url)) as running:
+        eventually(lambda: reader.exists("tet:kline:1m:P00_USDT", "tet:kline:1m:P01_USDT") == 2, 30)
+        running.process.send_signal(signal.SIGSTOP)
+        time.sleep(18)
+        running.process.send_signal(signal.SIGCONT)
+        eventually(lambda: stored(reader, "1m:P01_USDT")["data_end"] >= "2026-01-15T12:08:00Z", 30)
+        now = before_a_close.clock.now_ms()
+        for name in ("P00_USDT", "P01_USDT"):
+            value = eventually(lambda key=name: is_current(stored(reader, f"1m:{key}"), now), 20)
+            truth = expected_candles(
+                before_a_close, name.replace("_", ""), "1m", tet.parse_iso_time(value["data_start"])
+            )
+            closed = {at: each for at, each in value["candles"].items() if at < value["data_end"]}
+            assert closed.items() <= truth.items()
+
+
+def is_current(value, now_ms):
+    """The value, if it reaches the last close."""
+    return value if tet.parse_iso_time(value["data_end"]) >= now_ms // 60_000 * 60_000 else None
