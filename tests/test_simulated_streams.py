@@ -189,10 +189,11 @@ def test_a_frame_without_a_mask_ends_the_connection(exchange):
         eventually(lambda: exchange.streams.connections[0].closed_at)
 
 
-def test_a_message_without_end_is_refused(exchange):
+@pytest.mark.parametrize("message", ["x" * 70_000, ["x" * 30_000] * 3], ids=["whole", "pieces"])
+def test_a_message_without_end_is_refused(exchange, message):
     """It is not gathered in memory."""
     with connected(exchange) as ws:
-        ws.send("x" * 70_000)
+        ws.send(message)
         assert closed_with(ws)[0] == 1009
 
 
@@ -320,11 +321,13 @@ def test_the_turns_of_streams_are_spread(exchange):
         assert sum(parts) == 100
         assert min(parts) > 10
         to_the_close(exchange, seconds_after=0.009)
-        assert closes(told(ws)) == []
+        assert told(ws) == []  # the next candle waits for the close of the one before it
         parts = []
         for _ in range(2):
             exchange.clock.advance(0.026)
-            parts.append(len(closes(told(ws))))
+            events = told(ws)
+            parts.append(len(closes(events)))
+            assert len(events) == 2 * parts[-1]
         assert sum(parts) == 100
         assert min(parts) > 10
 
@@ -380,6 +383,14 @@ def test_after_a_jump_each_close_is_told_in_order(exchange, minutes, expected):
         times = [first_ms + number * MINUTE_MS for number in range(expected)]
         assert closes(of_symbol) == [(symbol, open_ms) for open_ms in times]
         assert candles(of_symbol)[-1] == (times[-1] + MINUTE_MS, False)
+
+
+def test_who_comes_between_an_end_and_its_close_hears_the_close(exchange):
+    """It is told some milliseconds after the candle has ended."""
+    open_ms = to_the_close(exchange, seconds_after=0.005)
+    with connected(exchange, "/stream", BTC) as ws:
+        exchange.clock.advance(0.1)
+        assert closes(told(ws)) == [("BTCUSDT", open_ms)]
 
 
 def test_while_time_runs_candles_come_whole_and_in_order(exchange):
@@ -542,7 +553,7 @@ def test_a_connection_carries_1024_streams(exchange):
     exchange.streams.request_bytes = 100_000
     names = [f"coin{number}usdt@kline_1m" for number in range(1024)]
     with connected(exchange, "/stream", *names) as ws:
-        reply = asked(ws, "SUBSCRIBE", BTC, ETH)
+        reply = asked(ws, "SUBSCRIBE", names[0], BTC)
         assert reply == {"error": {"code": 4, "msg": "Too many subscriptions"}, "id": 1}
         assert asked(ws, "LIST_SUBSCRIPTIONS")["result"] == names
 
@@ -561,16 +572,20 @@ def test_a_client_sends_five_messages_a_second(exchange, kind):
 
 
 def test_the_second_of_the_limit_rolls(exchange):
-    """It is the last one at any moment, so a rest allows no more than it lasts."""
+    """It is the last one at any moment: a rest of half a second allows nothing."""
     exchange.streams.messages_per_second = 3
-    exchange.clock = SimulatedClock(NOON_MS, speed=2)
+    exchange.clock = SimulatedClock(NOON_MS, speed=0.5)  # its second is two of ours
     with connected(exchange) as ws:
-        began = time.monotonic()
-        for number in range(6):
-            # Three at once, then one whenever the oldest of the last three is half a second old.
-            wait = 0.0 if number < 3 else began + 0.55 * (number // 3) - time.monotonic()
-            threading.Event().wait(max(wait, 0))
+        for _ in range(2):
+            for _ in range(3):
+                asked(ws, "LIST_SUBSCRIPTIONS")
+            last = time.monotonic()
+            threading.Event().wait(2.05)
+        asked(ws, "LIST_SUBSCRIPTIONS")
+        assert time.monotonic() - last > 2
+        for _ in range(2):
             asked(ws, "LIST_SUBSCRIPTIONS")
+        threading.Event().wait(1.1)
         ws.send("{}")
         assert closed_with(ws) == (1008, "Too many requests")
 
@@ -794,23 +809,20 @@ def test_a_lagging_connection_falls_further_behind(exchange):
         assert len(told(ws)) > 5
 
 
-@pytest.mark.parametrize("name", [BTC, ETH])
-def test_a_connection_is_cut_in_the_middle_of_the_closes(exchange, name):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_connection_is_cut_in_the_middle_of_the_closes(exchange, is_first):
     """With RST, when some are told and some are not; the other connection is not concerned."""
-    names = [f"coin{number}usdt@kline_1m" for number in range(60)] + [BTC]
-    exchange.market = Market.random_walk(
-        [f"COIN{number}/USDT" for number in range(60)] + ["BTC/USDT", "ETH/USDT"]
-    )
-    exchange.streams.faults.add("cut_at_close", match=lambda stream: stream == name)
-    with connected(exchange, "/stream", *names) as cut, connected(exchange, "/stream", ETH) as other:
-        first, second = (cut, other) if name == BTC else (other, cut)
+    names = [f"coin{number}usdt@kline_1m" for number in range(60)]
+    exchange.market = Market.random_walk([*(f"COIN{number}/USDT" for number in range(60)), "ETH/USDT"])
+    exchange.streams.faults.add("cut_at_close", match=lambda stream: (stream in names) == is_first)
+    with connected(exchange, "/stream", *names) as many, connected(exchange, "/stream", ETH) as one:
         to_the_close(exchange)
-        assert closed_with(first) is None
-        assert len(closes(told(second))) == (1 if name == BTC else 61)
-    gone = exchange.streams.connections[0 if name == BTC else 1]
-    assert gone.close_reason == "cut at a close"
-    if name == BTC:
-        assert 10 < sum(len(exchange.streams.closes(stream)) for stream in names) < 51
+        assert closed_with(many if is_first else one) is None
+        assert len(closes(told(one if is_first else many))) == (1 if is_first else 60)
+    reasons = [connection.close_reason for connection in exchange.streams.connections]
+    assert reasons.index("cut at a close") == (0 if is_first else 1)
+    if is_first:
+        assert 20 < sum(len(exchange.streams.closes(stream)) for stream in names) < 40
 
 
 @pytest.mark.parametrize("status", [503, 0])
@@ -910,6 +922,9 @@ def tls():
     """Contexts of a server and of a client that trusts it."""
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    # The client's library reads in one thread and writes in another. Where session tickets come just
+    # then, OpenSSL lost one request in a hundred before it was sent.
+    server.num_tickets = 0
     authority.issue_cert("127.0.0.1").configure_cert(server)
     authority.configure_trust(client)
     return server, client

@@ -112,9 +112,9 @@ class Exchange(Protocol):
 # The WebSocket protocol
 # ----------------------------------------------------------------------------------------------
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_LONG = 1000, 1001, 1002, 1008, 1009
-KINDS = {CONTINUATION: "text", TEXT: "text", BINARY: "text", CLOSE: "close", PING: "ping", PONG: "pong"}
+KINDS = {TEXT: "text", CLOSE: "close", PING: "ping", PONG: "pong"}
 ACCEPT_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -152,25 +152,25 @@ class Frames:
 
     def __init__(self) -> None:
         self._arrived = bytearray()
-        self._parts = bytearray()
-        self._opcode = TEXT  # of the message the parts belong to
+        self._parts = bytearray()  # of a message that has not ended
 
     def feed(self, octets: bytes) -> Iterator[tuple[int, bytes]]:
-        """Opcode and payload of each message that is complete now; raises ProtocolError."""
+        """Opcode and payload of each message that is complete now; raises ProtocolError.
+
+        Bytes count as text.
+        """
         self._arrived += octets
         while (taken := self._take()) is not None:
             final, opcode, payload = taken
             if opcode >= CLOSE:
                 yield opcode, payload
                 continue
-            if opcode != CONTINUATION:
-                self._opcode = opcode
             self._parts += payload
             if len(self._parts) > LONGEST_MESSAGE:
                 raise ProtocolError(TOO_LONG, "Message too long")
             if final:
                 whole, self._parts = bytes(self._parts), bytearray()
-                yield self._opcode, whole
+                yield TEXT, whole
 
     def _take(self) -> tuple[bool, int, bytes] | None:
         """The next frame (whether it ends a message, opcode, payload), once all of it is there."""
@@ -975,8 +975,9 @@ class _Loop:
     def _read(self, connection: StreamConnection) -> None:
         try:
             for opcode, payload in connection.receive():
-                if connection in self._open:
-                    self._hear(connection, opcode, payload)
+                self._hear(connection, opcode, payload)
+                if connection not in self._open:
+                    return  # its socket is closed any moment, and the number may be another's
         except ProtocolError as error:
             self._close(connection, error.code, str(error), FAILING_SECONDS)
         except OSError:
