@@ -869,16 +869,18 @@ PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others
 class Series:
     """The candles of one pair and timeframe, kept as the bytes that the stored value is spliced from.
 
-    Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
-    the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
-    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` says
-    that the newest candle is closed for certain. All older ones are closed: each has a successor.
+    Immutable: a change makes a new series, at the cost of the candles that changed. Where only the newest
+    did, as it does while it forms, all else is shared; else the bytes are copied. Invariants: ``opens`` (ms)
+    ascend strictly on the grid; ``body`` is the entries of all candles but the newest, joined by commas, and
+    ``lengths`` their lengths; ``newest`` is the entry of the newest, and ``newest_is_closed`` says that it is
+    closed for certain. All older ones are closed: each has a successor.
     """
 
     timeframe: Timeframe
     opens: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("H"))
     body: bytes = b""
+    newest: bytes = b""
     newest_is_closed: bool = False
 
     def __len__(self) -> int:
@@ -902,20 +904,27 @@ class Series:
 
     def entry(self, index: int) -> str:
         """The entry of one candle."""
+        if index == len(self) - 1:
+            return self.newest.decode()
         start = self.position(index)
         return self.body[start : start + self.lengths[index]].decode()
 
     def position(self, index: int) -> int:
-        """Where in ``body`` the entry begins, added up from the nearer end; past it at the end."""
-        if index > len(self) // 2:
-            return len(self.body) + 1 - sum(self.lengths[index:]) - (len(self) - index)
+        """Where in ``body`` the entry begins, added up from the nearer end; past it for the newest."""
+        count = len(self.lengths)
+        if index > count // 2:
+            return len(self.body) + 1 - sum(self.lengths[index:]) - (count - index)
         return sum(self.lengths[:index]) + index
 
-    def view(self, start: int, end: int) -> memoryview:
-        """The entries from index ``start`` to ``end``, exclusive, joined by commas; not a copy of them."""
-        if start >= end:
-            return memoryview(b"")
-        return memoryview(self.body)[self.position(start) : self.position(end) - 1]
+    def joined(self, start: int, end: int) -> bytes:
+        """The entries from index ``start`` to ``end``, exclusive, joined by commas."""
+        last = len(self) - 1
+        if start == 0 and end == last:
+            return self.body
+        older = self.body[self.position(start) : self.position(min(end, last)) - 1] if start < last else b""
+        if start >= end or end <= last:
+            return older
+        return b",".join((older, self.newest)) if older else self.newest
 
     def merge(self, candles: Candles, newest_is_closed: bool, keep: int) -> Series:
         """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
@@ -927,19 +936,26 @@ class Series:
         if cut < len(self):
             held = {self.opens[i]: self.entry(i) for i in range(cut, len(self))}
             candles = dict(sorted((held | candles).items()))
+            for open_ms in self.opens[cut:-1]:  # what does not change is not copied
+                if next(iter(candles)) != open_ms or candles[open_ms] != held[open_ms]:
+                    break
+                del candles[open_ms]
+                cut += 1
         opens = self.opens[:cut] + array("q", candles)
         newest_ms = opens[-1]
         window_end = newest_ms if newest_is_closed else self.timeframe.shift(newest_ms, -1)
         drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
-        kept = self.view(min(drop, cut), cut)
-        fresh = ",".join(islice(candles.values(), max(0, drop - cut), None)).encode()
-        return Series(
-            self.timeframe,
-            opens[drop:],
-            (self.lengths[:cut] + array("H", map(len, candles.values())))[drop:],
-            b",".join((kept, fresh)) if kept else fresh,
-            newest_is_closed,
-        )
+        *older, newest = candles.values()
+        if not older and not drop and cut == len(self) - 1:
+            return replace(self, newest=newest.encode(), newest_is_closed=newest_is_closed)
+        kept = self.joined(drop, cut) if drop < cut else b""
+        fresh = ",".join(islice(older, max(0, drop - cut), None)).encode()
+        lengths = self.lengths[:cut]
+        if cut == len(self) > 0:
+            lengths.append(len(self.newest))
+        lengths.extend(map(len, older))
+        body = b",".join((kept, fresh)) if kept and fresh else kept or fresh
+        return Series(self.timeframe, opens[drop:], lengths[drop:], body, newest.encode(), newest_is_closed)
 
 
 def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series:
@@ -1073,11 +1089,11 @@ class Image(NamedTuple):
 
     def whole(self) -> bytes:
         """The value: the JSON object under ``tet:kline:…``, see the module's docstring."""
-        return b"".join((FRONT, self.series.view(self.start, self.end), self.tail))
+        return b"".join((FRONT, self.series.joined(self.start, self.end), self.tail))
 
     def behind(self, count: int) -> bytes:
         """What follows the first ``count`` candles, one or more."""
-        rest = self.series.view(self.start + count, self.end)
+        rest = self.series.joined(self.start + count, self.end)
         return b"".join((b"," if rest else b"", rest, self.tail))
 
 
@@ -1127,8 +1143,9 @@ def make_patch(old: Image, new: Image) -> Patch | None:
     """
     shared = min(old.end - old.start, new.end - new.start)
     same = max(0, shared - PATCHED_CANDLES)
-    front = bytes(old.series.view(old.start, old.start + same))
-    same_front = new.series.body.startswith(front, new.series.position(new.start))
+    front = old.series.joined(old.start, old.start + same)
+    shares = old.series.body is new.series.body and old.start == new.start
+    same_front = shares or new.series.body.startswith(front, new.series.position(new.start))
     if not same_front or new.whole_ms - old.whole_ms >= WHOLE_AGAIN_MS:
         return None
     while same < shared and old.series.entry(old.start + same) == new.series.entry(new.start + same):
@@ -1138,7 +1155,7 @@ def make_patch(old: Image, new: Image) -> Patch | None:
     if not same or filling > MAX_FILLING:
         return None
     blanks = b" " * filling
-    offset = len(FRONT) + len(old.series.view(old.start, old.start + same))
+    offset = len(FRONT) + len(old.series.joined(old.start, old.start + same))
     return Patch(
         offset, expected, behind + blanks, new._replace(tail=new.tail + blanks, whole_ms=old.whole_ms)
     )
@@ -1178,7 +1195,7 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         series = Series(timeframe).merge(checked, is_closed, wanted)
         if len(series) < len(checked):
             raise ValueError("candles from before its window")
-        tail = value[len(FRONT) + len(series.body) :]
+        tail = value[len(FRONT) + len(series.joined(0, len(series))) :]
         share = min(1.0, len(series) / wanted)
         image = Image(series, 0, len(series), share, tail, now_ms)
         return Stored(series, written_ms, share, image if image.whole() == value else None)
