@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py
+SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py deploy/try_container.py
 COMPOSE := docker compose --file deploy/docker-compose.yml
 COMMIT = $(shell git rev-parse --short=7 HEAD)
 BUILT = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%d --format=%cd)
@@ -61,6 +61,9 @@ docker-build: ## Build the container image
 	docker build --file deploy/Dockerfile --tag tet-data-service \
 		--build-arg COMMIT=$(COMMIT) --build-arg BUILT=$(BUILT) .
 
+container-test: ## Build and try the image (DEBIAN_BASE=1: without a registry)
+	$(PYTHON) deploy/try_container.py $(if $(DEBIAN_BASE),--debian-base)
+
 docker-run: ## Start the service, Redis and Redis Commander in containers
 	$(COMPOSE) up --build --detach
 
@@ -75,4 +78,4 @@ clean: ## Remove what was made
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches health
-.PHONY: docker-build docker-run docker-stop docker-logs clean
+.PHONY: docker-build container-test docker-run docker-stop docker-logs clean

@@ -32,7 +32,7 @@ SAYS = {
     "bench-patches": "500 patches",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
-DOCKER = {"docker-build", "docker-run", "docker-stop", "docker-logs"}
+DOCKER = {"container-test", "docker-build", "docker-run", "docker-stop", "docker-logs"}
 
 
 def make(in_checkout, *arguments):
@@ -129,7 +129,7 @@ def test_the_docker_targets_name_files_that_are_there(in_checkout, target):
     """Docker itself is not needed by the tests."""
     done = make(in_checkout, "--dry-run", target)
     assert done.returncode == 0
-    (named,) = re.findall(r"--file (\S+)", done.stdout)
+    (named,) = re.findall(r"(?:--file|python\S*) (\S+)", done.stdout)
     assert (ROOT / named).exists()
 
 
