@@ -22,6 +22,7 @@ In a test, with the exchange's time in your hand:
         clock.advance(900)                        # a 15m candle closes
         assert exchange.asked("klines")[-1].status == 200
         truth = exchange.klines("BTCUSDT", "15m", limit=10)  # what a true answer holds now
+        exchange.streams.cut()  # and every stream connection is gone
 
 Words: a *kline* is the array of twelve fields Binance sends; its *open time* names it; the newest
 one is *forming* until its interval is over. *Weight* is what a request costs of a minute's budget.
