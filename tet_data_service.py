@@ -3698,6 +3698,8 @@ class Status:
         for delays in (self.close_delays, self.delays_by_source["stream" if by_stream else "rest"]):
             delays.add(delay_seconds, self._clock.now_ms())
         self.observe("candle_delay", delay_seconds)
+        if by_stream:
+            self.observe("stream_delay", delay_seconds)
 
     def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:
         """Count closed candles that the exchange has otherwise by now, and log both values."""
