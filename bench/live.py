@@ -171,9 +171,8 @@ def percentile(delays: list[float], share: float) -> float:
 def table(results: list[Result]) -> Iterator[str]:
     """A line for each number of pairs and way, in 80 columns."""
     yield f"{'':15}{'close to readable, s':>24}{'steady':>8}{'at close':>9}{'memory':>8}{'REST':>7}{'msg':>6}"
-    yield (
-        f"{'pairs':>5} {'way':<9}{'p50':>8}{'p99':>8}{'last':>8}{'CPU':>8}{'CPU s':>9}{'MB':>8}{'/pair h':>7}{'/s':>6}"
-    )
+    heads = f"{'p50':>8}{'p99':>8}{'last':>8}{'CPU':>8}{'CPU s':>9}{'MB':>8}{'/pair h':>7}{'/s':>6}"
+    yield f"{'pairs':>5} {'way':<9}{heads}"
     for each in results:
         missing = f"  {each.pairs - len(each.delays)} missing" if len(each.delays) < each.pairs else ""
         last = each.delays[-1] if each.delays else float("inf")
@@ -185,11 +184,13 @@ def table(results: list[Result]) -> Iterator[str]:
 
 
 NOTES = """\
-The exchange is simulated and local: no latency, no TLS; it tells a close 10 to 60 ms after it, and a forming
-candle every 2 s. Close to readable is measured by another process, which is told by tet:updates and then
-reads the value's end. 30 days of 15m candles, {rate:g} requests a second at most, UPDATE_INTERVAL={interval}, LIVE_WRITE_SECONDS=5,
-all else default. CPU is user and system time of the service, as a share of one core, before the close; REST is how
-many klines requests a pair costs in an hour, measured over {steady:g} s or so."""
+The exchange is simulated and local: no latency, no TLS; it tells a close 10 to
+60 ms after it, and a forming candle every 2 s. Close to readable is measured by
+another process, which is told by tet:updates and then reads the value's end. 30
+days of 15m candles, {rate:g} requests a second at most, UPDATE_INTERVAL={interval},
+LIVE_WRITE_SECONDS=5, all else default. CPU is user and system time of the
+service, as a share of one core, before the close; REST is how many klines
+requests a pair costs in an hour, measured over {steady:g} s or so."""
 
 
 def main() -> int:

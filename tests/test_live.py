@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 import redis
@@ -104,6 +105,21 @@ def links(rig):
 def all_live(rig):
     """Whether streams keep all feeds fresh."""
     return links(rig)["live"] == len(rig.feeds)
+
+
+def has_more_connections(exchange, before):
+    """Whether there have been more connections than before."""
+    return len(exchange.streams.connections) > before
+
+
+def has_feeds(rig, count):
+    """Whether there are so many feeds."""
+    return len(rig.feeds) == count
+
+
+def is_past(exchange, at_ms):
+    """Whether the exchange's time has come there."""
+    return exchange.clock.now_ms() > at_ms
 
 
 def closes_pass(exchange, count):
@@ -252,9 +268,9 @@ def test_a_reconnect_costs_one_request_for_each_feed(exchange, redis_url):
         eventually(lambda: all_live(rig))
         exchange.clear()
         for _ in range(40):
-            connection = exchange.streams.connections[-1]
+            before = len(exchange.streams.connections)
             exchange.streams.cut()
-            eventually(lambda before=connection: exchange.streams.connections[-1] is not before)
+            eventually(partial(has_more_connections, exchange, before))
             eventually(lambda: rig.service.live._streams.is_delivering)
         eventually(lambda: all_live(rig), 40)
         assert len(exchange.asked("klines")) <= 2 * 41 * len(NAMES)
@@ -318,7 +334,7 @@ def test_symbols_that_leave_and_join_are_followed(exchange, redis_url):
         for status, count in (("BREAK", len(NAMES) - 1), ("TRADING", len(NAMES))):
             listing.status = status
             rig.service._symbols_due_ms = 0
-            eventually(lambda wanted=count: len(rig.feeds) == wanted)
+            eventually(partial(has_feeds, rig, count))
             eventually(lambda: all_live(rig), 40)
         assert len(exchange.streams.attempts) == 1
         assert {name for each in exchange.streams.open_connections for name in each.names} >= set(
@@ -345,8 +361,7 @@ def test_a_quiet_pair_is_asked_for_before_it_is_stale(exchange, redis_url):
         exchange.clock.advance(0)
         oldest = 0.0
         for _ in range(20):
-            closes = exchange.clock.now_ms() + 10_000
-            eventually(lambda until=closes: exchange.clock.now_ms() > until)
+            eventually(partial(is_past, exchange, exchange.clock.now_ms() + 10_000))
             oldest = max(oldest, rig.service.status.fields()["data_freshness_max"])
         assert oldest < 90
 
@@ -423,7 +438,7 @@ def test_a_program_that_was_frozen_catches_up(before_a_close, redis_url, tmp_pat
         eventually(lambda: stored(reader, "1m:P01_USDT")["data_end"] >= "2026-01-15T12:08:00Z", 30)
         now = before_a_close.clock.now_ms()
         for name in ("P00_USDT", "P01_USDT"):
-            value = eventually(lambda key=name: is_current(stored(reader, f"1m:{key}"), now), 20)
+            value = eventually(partial(current_value, reader, name, now))
             truth = expected_candles(
                 before_a_close, name.replace("_", ""), "1m", tet.parse_iso_time(value["data_start"])
             )
@@ -431,6 +446,7 @@ def test_a_program_that_was_frozen_catches_up(before_a_close, redis_url, tmp_pat
             assert closed.items() <= truth.items()
 
 
-def is_current(value, now_ms):
+def current_value(reader, name, now_ms):
     """The value, if it reaches the last close."""
+    value = stored(reader, f"1m:{name}")
     return value if tet.parse_iso_time(value["data_end"]) >= now_ms // 60_000 * 60_000 else None

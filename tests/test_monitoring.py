@@ -427,13 +427,13 @@ def names_in(expressions):
     return {name for text in expressions for name in re.findall(r"\btet_[a-z_]+", text)}
 
 
-def test_dashboard_and_alerts_name_only_what_is_served(running):
+def test_dashboard_and_alerts_name_only_what_is_served(live):
     """Every metric in deploy/ is in a live scrape."""
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
     shown = names_in(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     alerted = names_in(rule["expr"] for rule in rules)
-    text = get(f"{running.url}/metrics")[1]
+    text = get(f"{live.url}/metrics")[1]
     served = {name.split("{")[0] for name in re.findall(r"^(tet_[^ ]+)", text, re.M)}
     served |= {name for _, name in re.findall(r"^# (HELP|TYPE) (tet_\w+)", text, re.M)}
     assert shown

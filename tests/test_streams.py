@@ -37,7 +37,7 @@ def candle(number, volume, price="1"):
 
 def series_of(*volumes, is_closed=False):
     """A series of candles with these volumes."""
-    candles = {}
+    candles: tet.Candles = {}
     for number, volume in enumerate(volumes):
         candles |= candle(number, volume)
     return tet.Series(TF).merge(candles, is_closed, KEEP)
@@ -281,7 +281,7 @@ class Listener:
     """Streams, looked after by the test, and what they have delivered."""
 
     def __init__(self, url, canary="p000usdt@kline_1s", speed=1.0):
-        self.messages = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[live.Message] = queue.SimpleQueue()
         self.lost = []
         self.clock = FastClock(speed)
         now_ms = tet.Clock().now_ms
