@@ -3291,7 +3291,7 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
         return Verdict(0, (), "no sound value in Redis")
     series = feed.series
     last_ms = feed.timeframe.shift(series.closed_end_ms, -1)
-    first_ms = min(series.opens[0], feed.timeframe.shift(last_ms, 1 - keep))
+    first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - keep))
     pages = list(fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms))
     candles = {open_ms: entry for *_, page in pages for open_ms, entry in page.items()}
     found = differences(series, candles, first_ms, last_ms)
@@ -4035,7 +4035,7 @@ def verify(config: Config, clock: Clock, binance: Binance, store: Store, *, repa
         click.echo(f"not asked: a pause of {ago(pause[0])} more is on: {pause[1]}", err=True)
         return EXIT_FAILED
     service = Service(config, clock, binance, store, once=True)
-    service.status.clock_synced(binance.sync_clock())
+    binance.sync_clock()
     service.watchlist.update(binance.exchange_info().listings)
     feeds, verdicts = list(service.watchlist), []
     with process.progress_bar(len(feeds), "Verify") as step:

@@ -109,7 +109,7 @@ class Exchange:
         return dict(json.loads(line))
 
     def counters(self, command: str = "count") -> dict[str, Any]:
-        """What it has counted: requests, of klines too, connections, bytes, messages of streams, the first request.
+        """What it has counted: requests, of klines, connections, bytes, streams' messages, the first request.
 
         With the command ``clear`` it forgets the requests thereafter (not the connections and bytes).
         """

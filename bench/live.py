@@ -206,9 +206,8 @@ def main() -> int:
             print(list(table(results[-1:]))[-1], file=sys.stderr, flush=True)
     costs = list(message_cost())
     lines = ["From a candle's close to readable in Redis: polling, and LIVE", ""]
-    lines += [
-        f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-    ]
+    system = f"{platform.system()} {platform.release()}"
+    lines += [f"{os.cpu_count()} cores, {system}, Python {platform.python_version()}"]
     lines += ["", *table(results), ""]
     for pairs in dict.fromkeys(each.pairs for each in results):
         polling, live = (each for each in results if each.pairs == pairs)
