@@ -2,7 +2,8 @@
 """TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
 
 One process reads the candles (klines) of every configured pair and timeframe from Binance's public
-REST interface and keeps them in Redis, complete and current, for analysis programs to read.
+REST interface, and with LIVE from its streams, and keeps them in Redis, complete and current, for analysis
+programs to read.
 
 What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
 
@@ -47,6 +48,10 @@ Redis has of a feed. *Patch*: to write the end of a value where its front stays.
 because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since
 Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes.
 *Pause*: rate limited, banned or refused; *probe*: the one request that goes first after a pause.
+*Stream*: what the exchange tells of a feed over a WebSocket; *line*: the streams that share a connection.
+*Live*: kept fresh by its stream; *catching up*: REST has to tell what its stream left out; *blind*: its
+stream says nothing, so that it is polled. *Proof*: to ask REST for the last candles of a live feed; *audit*:
+to compare a whole window with the exchange; *correction*: a closed candle that the exchange has otherwise.
 *Invalid*: a symbol unknown, halted or delisted. *Clock offset*: local time minus exchange time.
 *Heartbeat*: the main loop's, each second.
 
@@ -56,9 +61,10 @@ The module reads from top to bottom; chapters, and where they are tested (tests/
 * the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
   series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
 * the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
-* what joins them: the fetcher (service, faults), the writer (writer, writes), the service, which opens
-  with its theory of operation (service, program), the status (monitoring)
-* what people start: --status and --health-check (monitoring), the command line (program)
+* what joins them: the fetcher (service, faults), the writer (writer, writes), the inbox and the workers
+  (streams), live (streams, live), the audit (audit), the service, which opens with its theory of operation
+  (service, program), the status (monitoring)
+* what people start: --status, --health-check and --verify (monitoring, audit), the command line (program)
 
 What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
 and what every process needs. Nothing there decides which candle reaches Redis, or when.
@@ -3175,8 +3181,8 @@ class Live:
             self._writers.shutdown(wait=False)
 
     def figures(self) -> dict[str, object] | None:
-        """How the streams are, for the status; None without LIVE."""
-        if not self._config.live:
+        """How the streams are, for the status; None where they were not started."""
+        if self._watched is None:
             return None
         links = {
             link: [feed.name for feed in self._feeds.values() if feed.stream.link is link] for link in Link
@@ -3308,24 +3314,29 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
 #
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
-# tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered and, every 15 s,
-# writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
-# serve HTTP, which reads the status.
+# tick: each second it looks for a stop, sends the heartbeat, looks after the streams, flushes what is
+# buffered and, every 15 s, writes the status. While it waits, it takes from its inbox: messages of streams,
+# and wake-ups. With LIVE, a thread for each connection receives, and 4 writers write what was told. In
+# tet_extras, a thread waits for signals, one minds the embedded server, and others serve HTTP.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
 # go anywhere. Other state has one owner, or a lock:
 #
-#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update; the
-#                    main thread flushes it, or notes that Redis was emptied. `due` is the main thread's alone
-#     Watchlist, Schedule, Service, Status, Writer
-#                    the main thread, or the one worker that it waits for (Service._in_worker); others read.
-#                    But a pause is saved by the worker that met it
+#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update;
+#                    meanwhile the main thread may lay a stream's candle over it: the page is laid over that.
+#                    Who writes it holds `writing`. `due` and `stream` are the main thread's alone
+#     Watchlist, Schedule, Service, Status, Writer, Live, Workers, Audit
+#                    the main thread, or the one worker that it waits for (Workers.do); others read.
+#                    But a feed is written by any thread, and a pause saved by the worker that met it
+#     Inbox          its lock: the forming candles that wait to be taken
 #     RequestGate    its lock: the pause, the weight of this minute, the token bucket
 #     Binance, Store, Tally, DayOfDelays
 #                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
 #
-# A feed's lock may be held while one of those is taken, never the other way round.
+# A feed's `writing` is taken before its lock, and that while one of the others is taken, never the other
+# way round. The main thread takes no lock that is held while somebody waits for Redis or the exchange,
+# but when it flushes.
 #
 # The life of a candle. A second after it has ended its feed is due (Schedule.due). A worker takes the feed,
 # reads its candles back from Redis if it has none in memory (Writer.restore), and asks the exchange for a
@@ -3336,8 +3347,16 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
 # feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails, what Redis has
 # stays as it is, and the next cycle resumes there.
 #
+# With LIVE a candle comes by its stream, too. Its message is received (tet_extras.live), put into the inbox,
+# where forming candles coalesce (Inbox.deliver), checked as a row of REST (parse_stream_row), and laid over
+# the series if it continues that without a gap (follow, Feed.told). A close is written at once, a forming
+# candle every LIVE_WRITE_SECONDS (Live._pace). What does not continue the series, and what is not told in
+# time, makes the feed due by REST at once (Live._doubt, Live._notice_silence); what is told is proven by
+# REST in every tenth interval. A feed whose stream is silent is polled as without LIVE (Link).
+#
 # Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* once its
-# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end.
+# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end,
+# or its stream tells it as final.
 # In between it is *lagging*, and asked for again after 1, 1, 2, 3 and 4 s. What was read back from Redis is
 # *confirmed* once the exchange has repeated some of it.
 # ------------------------------------------------------------------------------

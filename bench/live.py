@@ -38,7 +38,7 @@ SIZES = (25, 100, 500, 3000)
 CANDLES = 2880
 STEADY_SECONDS = 60.0
 INTERVAL_SECONDS = 30  # so that the stretch has two updates by polling
-FILL_SECONDS = {25: 15, 100: 20, 500: 60, 3000: 330}  # that a first fill may take, and then some
+FILL_SECONDS = {5: 4, 25: 15, 100: 20, 500: 60, 3000: 330}  # that a first fill may take, and then some
 AFTER_CLOSE_SECONDS = 75.0  # that the last closed candle may take
 WAYS = ("polling", "live")
 RATE = 50.0  # requests per second: the limit of weight, not that of a small machine
@@ -59,10 +59,15 @@ class Result:
     queue: int  # the longest the inbox was seen
 
 
-def measure(pairs: int, way: str) -> Result:
+def fill_seconds(pairs: int) -> int:
+    """How long a first fill of so many pairs may take."""
+    return next((seconds for size, seconds in FILL_SECONDS.items() if pairs <= size), 600)
+
+
+def measure(pairs: int, way: str, steady_seconds: float) -> Result:
     """Run the service so, through a steady stretch and a close."""
     names = [f"P{number:04d}/USDT" for number in range(pairs)]
-    lead_seconds = FILL_SECONDS.get(pairs, 60) + STEADY_SECONDS + 10
+    lead_seconds = fill_seconds(pairs) + steady_seconds + 6
     with (
         tempfile.TemporaryDirectory() as folder,
         ValkeyServer(port=unused_port(), data_dir=Path(folder)) as server,
@@ -78,7 +83,7 @@ def measure(pairs: int, way: str) -> Result:
             environment = clean_environment(**given)
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
             try:
-                return _observe(process, exchange, server.port, pairs, way)
+                return _observe(process, exchange, server.port, pairs, way, steady_seconds)
             except Exception:
                 print((Path(folder) / "log").read_text()[-3000:], file=sys.stderr)
                 raise
@@ -86,16 +91,23 @@ def measure(pairs: int, way: str) -> Result:
                 end(process)
 
 
-def _observe(process: subprocess.Popen[bytes], exchange: Exchange, port: int, pairs: int, way: str) -> Result:
+def _observe(
+    process: subprocess.Popen[bytes],
+    exchange: Exchange,
+    port: int,
+    pairs: int,
+    way: str,
+    steady_seconds: float,
+) -> Result:
     """Wait for the fill, measure the steady stretch, then the close."""
     with redis.Redis(port=port, db=1) as client, ClosesReader(port, exchange.ahead_ms) as reader:
-        deadline = time.monotonic() + FILL_SECONDS.get(pairs, 60)
+        deadline = time.monotonic() + fill_seconds(pairs)
         while client.dbsize() < 2 * pairs + 1:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{pairs} pairs were not filled in time")
             time.sleep(0.2)
         close_ms = _next_close_ms(exchange)
-        time.sleep(max(0.0, _seconds_until(exchange, close_ms) - STEADY_SECONDS - 5))
+        time.sleep(max(0.0, _seconds_until(exchange, close_ms) - steady_seconds - 5))
         before, cpu, began = exchange.counters(), cpu_seconds(process.pid), time.monotonic()
         time.sleep(max(1.0, _seconds_until(exchange, close_ms) - 3))
         after, spent, seconds = (
@@ -197,12 +209,13 @@ def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description="From a close to another process's eyes: polling and LIVE.")
     parser.add_argument("--pairs", type=int, help="with so many pairs alone")
+    parser.add_argument("--steady", type=float, default=STEADY_SECONDS, help="seconds before the close (60)")
     options = parser.parse_args()
     results = []
     for pairs in [options.pairs] if options.pairs else SIZES:
         for way in WAYS:
             print(f"# {pairs} pairs, {way}", file=sys.stderr, flush=True)
-            results.append(measure(pairs, way))
+            results.append(measure(pairs, way, options.steady))
             print(list(table(results[-1:]))[-1], file=sys.stderr, flush=True)
     costs = list(message_cost())
     lines = ["From a candle's close to readable in Redis: polling, and LIVE", ""]
@@ -216,7 +229,7 @@ def main() -> int:
     total = sum(cost for _, cost in costs)
     parts = ", ".join(f"{name} {cost:.0f}" for name, cost in costs)
     lines += ["", f"CPU per message, without its write: {total:.0f} us ({parts})", "", ""]
-    text = "\n".join(lines) + NOTES.format(rate=RATE, steady=STEADY_SECONDS, interval=INTERVAL_SECONDS) + "\n"
+    text = "\n".join(lines) + NOTES.format(rate=RATE, steady=options.steady, interval=INTERVAL_SECONDS) + "\n"
     print(text)
     if not options.pairs:
         (ROOT / "bench" / "live.txt").write_text(text)

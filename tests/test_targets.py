@@ -24,12 +24,14 @@ MEASURE = {
     "bench": "PAIRS=2",
     "bench-freshness": "MINUTES=0.02",
     "bench-patches": "PATCHES=500",
+    "bench-live": "PAIRS=2 SECONDS=1",
 }
 SAYS = {
     "soak": "differ from the exchange: none",
     "bench": "this service       2",
     "bench-freshness": "25 pairs, 1m candles",
     "bench-patches": "500 patches",
+    "bench-live": "CPU per message",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
 DOCKER = {"container-test", "docker-build", "docker-run", "docker-stop", "docker-logs"}
@@ -116,7 +118,7 @@ def test_health_looks_at_the_running_service(in_checkout, exchange):
 def test_what_measures_has_a_short_form(in_checkout, target):
     """In so short a time no candle closes, an error of bench-freshness; the results in bench/ stay."""
     before = {path: path.stat().st_mtime for path in (in_checkout["cwd"] / "bench").iterdir()}
-    done = make(in_checkout, target, MEASURE[target])
+    done = make(in_checkout, target, *MEASURE[target].split())
     assert SAYS[target] in done.stdout
     assert done.returncode == 0 or "no candle closed meanwhile" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr

@@ -36,7 +36,8 @@ def simulated(flags: Mapping[str, str], resolve: Callable[[Mapping[str, str]], A
         settings |= {"REDIS_ADDR": "embedded", "DATA_DIR": folder, **flags}
         names = [name for name in resolve(settings).symbols if "/" in name]
         with SimulatedBinance(market=Market.random_walk(names)) as exchange:
-            config = resolve({**settings, "BINANCE_BASE_URL": exchange.url})
+            urls = {"BINANCE_BASE_URL": exchange.url, "BINANCE_STREAM_URL": exchange.stream_url}
+            config = resolve({"LIVE": "true", **settings, **urls})
             click.echo(DEMO_BEFORE)
             yield config
 
