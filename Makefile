@@ -42,7 +42,7 @@ check: $(READY) ## Lint, check the format and the types
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file=tests/mypy.ini tests bench
 
-soak: $(READY) ## Run 1,000 cycles with faults, 60 times as fast (CYCLES=, LIVE=1)
+soak: $(READY) ## Run 1,000 cycles with faults, time sped up (CYCLES=n LIVE=1)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000) $(if $(LIVE),--live)
 
 bench: $(READY) ## Measure a refresh (QUICK=1: 25 pairs; PAIRS=n: no peers)
