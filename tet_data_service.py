@@ -1474,6 +1474,7 @@ class Stream:
     What REST told before ``owed_ms`` does not count for being LIVE again: something may have been missed.
     """
 
+    name: str = ""  # as the exchange calls it
     link: Link = Link.BLIND
     line: int = 0  # that its newest message came by
     event_ms: int = 0  # of the newest message that counted, exchange time
@@ -1715,7 +1716,7 @@ class Schedule:
         hour = from_ms // HOUR_MS % 24
         self.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
         self.interval_reason = self._policy.reason(hour, self._error_factor)
-        if feed.stream.link is Link.LIVE:
+        if feed.stream.link is Link.LIVE and not feed.error:
             return next_proof_ms(feed.name, from_ms, self.interval_seconds)
         return next_due_ms(from_ms, self.interval_seconds, feed.timeframe)
 
@@ -3012,7 +3013,8 @@ class Live:
         self._watched: object = None  # what the watchlist had when they were made
         self._paced: list[tuple[float, int, Feed]] = []  # a heap: when to write, and what
         self._numbers = count()
-        self._writers: ThreadPoolExecutor | None = None
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
+        self._writing: set[Future[None]] = set()
         self._unreachable = False
 
     def start(self, watchlist: Watchlist) -> None:
@@ -3024,7 +3026,6 @@ class Live:
         canary = canary_stream(config.binance_market, symbol)
         clock, deliver = self._clock, self._inbox.deliver
         self._streams = Streams(config.binance_stream_url, canary, deliver, clock.now_ms, clock.monotonic)
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.tick(watchlist)
 
     def take(self, message: Message) -> None:
@@ -3073,9 +3074,10 @@ class Live:
     def _queue(self, feed: Feed) -> None:
         """Let a writer write the feed as soon as one is free."""
         feed.stream.write_at_seconds = self._clock.monotonic() + self._config.live_write_seconds
-        if not feed.stream.is_queued and self._writers:
+        if not feed.stream.is_queued and self._streams:
             feed.stream.is_queued = True
-            self._writers.submit(self._write, feed)
+            self._writing.add(future := self._writers.submit(self._write, feed))
+            future.add_done_callback(self._writing.discard)
 
     def _write(self, feed: Feed) -> None:
         feed.stream.is_queued = False  # first: what is told from here on is to be written again
@@ -3099,6 +3101,8 @@ class Live:
         while self._paced and self._paced[0][0] <= now_seconds:
             feed = heappop(self._paced)[2]
             feed.stream.is_paced = False
+            if self._feeds.get(feed.stream.name) is not feed:
+                continue  # it has left
             if feed.stream.write_at_seconds <= now_seconds:
                 self._queue(feed)
             else:
@@ -3130,7 +3134,9 @@ class Live:
         from tet_extras.live import kline_stream
 
         self._watched = watchlist.feeds
-        self._feeds = {kline_stream(feed.pair.symbol, feed.timeframe.name): feed for feed in watchlist}
+        for feed in watchlist:
+            feed.stream.name = kline_stream(feed.pair.symbol, feed.timeframe.name)
+        self._feeds = {feed.stream.name: feed for feed in watchlist}
         if self._streams:
             self._streams.keep(self._feeds)
 
@@ -3140,7 +3146,9 @@ class Live:
             say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)
         elif not self._unreachable:
             self._unreachable = True
-            say(logging.WARNING, "streams unreachable, polling as without LIVE, will retry", reason=reason)
+            event = "streams unreachable, polling as without LIVE, will retry"
+            remedy = "is BINANCE_STREAM_URL right, and a firewall or proxy (HTTPS_PROXY) in between?"
+            say(logging.WARNING, event, reason=reason, remedy=remedy)
         for feed in [self._feeds[name] for name in streams if name in self._feeds]:
             self._blind(feed)
 
@@ -3171,14 +3179,14 @@ class Live:
                 self._streams.reconnect(line, "closes missing")
 
     def stop(self) -> None:
-        """Listen no more; what was to be written is written."""
+        """Listen no more; what a writer has been given is written, within bounds."""
         if self._streams:
             self._streams.stop()
             self._streams = None
         for feed in self._feeds.values():
             self._blind(feed)
-        if self._writers:
-            self._writers.shutdown(wait=False)
+        self._writers.shutdown(wait=False)
+        wait(tuple(self._writing), STOP_SECONDS)
 
     def figures(self) -> dict[str, object] | None:
         """How the streams are, for the status; None where they were not started."""
