@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py
+SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py deploy/try_container.py
 COMPOSE := docker compose --file deploy/docker-compose.yml
 COMMIT = $(shell git rev-parse --short=7 HEAD)
 BUILT = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%d --format=%cd)
@@ -42,14 +42,17 @@ check: $(READY) ## Lint, check the format and the types
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file=tests/mypy.ini tests bench
 
-soak: $(READY) ## Run 1,000 cycles with faults at 60 times the speed (CYCLES=n)
-	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000)
+soak: $(READY) ## Run 1,000 cycles with faults, time sped up (CYCLES=n LIVE=1)
+	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000) $(if $(LIVE),--live)
 
 bench: $(READY) ## Measure a refresh (QUICK=1: 25 pairs; PAIRS=n: no peers)
 	$(BIN)/python bench/bench.py $(if $(QUICK),--quick) $(if $(PAIRS),--pairs $(PAIRS))
 
 bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 	$(BIN)/python bench/freshness.py $(or $(MINUTES),60)
+
+bench-live: $(READY) ## Measure closes by polling and with LIVE (PAIRS=n)
+	$(BIN)/python bench/live.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(SECONDS),--steady $(SECONDS))
 
 bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
 	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
@@ -64,6 +67,9 @@ docker-build: ## Build the container image
 	docker build --file deploy/Dockerfile --tag tet-data-service \
 		--build-arg COMMIT=$(COMMIT) --build-arg BUILT=$(BUILT) .
 
+container-test: ## Build and try the image (DEBIAN_BASE=1: without a registry)
+	$(PYTHON) deploy/try_container.py $(if $(DEBIAN_BASE),--debian-base)
+
 docker-run: ## Start the service, Redis and Redis Commander in containers
 	$(COMPOSE) up --build --detach
 
@@ -77,6 +83,5 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches
-.PHONY: bench-page health
-.PHONY: docker-build docker-run docker-stop docker-logs clean
+.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-live bench-patches health
+.PHONY: bench-page docker-build container-test docker-run docker-stop docker-logs clean

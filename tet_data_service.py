@@ -2,7 +2,8 @@
 """TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
 
 One process reads the candles (klines) of every configured pair and timeframe from Binance's public
-REST interface and keeps them in Redis, complete and current, for analysis programs to read.
+REST interface, and with LIVE from its streams, and keeps them in Redis, complete and current, for analysis
+programs to read.
 
 What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
 
@@ -47,6 +48,10 @@ Redis has of a feed. *Patch*: to write the end of a value where its front stays.
 because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since
 Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes.
 *Pause*: rate limited, banned or refused; *probe*: the one request that goes first after a pause.
+*Stream*: what the exchange tells of a feed over a WebSocket; *line*: the streams that share a connection.
+*Live*: kept fresh by its stream; *catching up*: REST has to tell what its stream left out; *blind*: its
+stream says nothing, so that it is polled. *Proof*: to ask REST for the last candles of a live feed; *audit*:
+to compare a whole window with the exchange; *correction*: a closed candle that the exchange has otherwise.
 *Invalid*: a symbol unknown, halted or delisted. *Clock offset*: local time minus exchange time.
 *Heartbeat*: the main loop's, each second.
 
@@ -56,9 +61,10 @@ The module reads from top to bottom; chapters, and where they are tested (tests/
 * the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
   series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
 * the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
-* what joins them: the fetcher (service, faults), the writer (writer, writes), the service, which opens
-  with its theory of operation (service, program), the status and what is served (monitoring, web, page)
-* what people start: --status and --health-check (monitoring), the command line (program)
+* what joins them: the fetcher (service, faults), the writer (writer, writes), the inbox and the workers
+  (streams), live (streams, live), the audit (audit), the service, which opens with its theory of operation
+  (service, program), the status and what is served (monitoring, web, page)
+* what people start: --status, --health-check and --verify (monitoring, audit), the command line (program)
 
 What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
 and what every process needs. Nothing there decides which candle reaches Redis, or when.
@@ -73,14 +79,16 @@ import json
 import logging
 import math
 import os
+import queue
 import random
 import re
 import sys
 import threading
 import time
+import zlib
 from array import array
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
@@ -88,7 +96,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache, partial
-from itertools import islice
+from heapq import heappop, heappush
+from itertools import count, islice
 from operator import le, lt, sub
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -114,6 +123,7 @@ if TYPE_CHECKING:  # each costs time and memory, which those who do not need it 
     import httpx
     import redis
 
+    from tet_extras.live import Message, Streams
     from tet_extras.report import Report
 
 __version__ = "1.0.0"
@@ -387,6 +397,7 @@ SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 3
 TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
 KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
+STREAM_URL = Parsed("URL", "a ws or wss address", addresses.stream_url)
 REDIS = Parsed(
     "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_address
 )
@@ -406,6 +417,14 @@ OPTIONS = (
     Option("BINANCE_BASE_URL", "--base-url", None, URL,
            "The exchange's address; by default that of the market, with --public that of public data."),
     Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME, "spot, or usdm: USD-M futures."),
+    Option("LIVE", "--live", "false", BOOL,
+           "Listen to the exchange's streams: closes within a second, proven by REST."),
+    Option("BINANCE_STREAM_URL", "--stream-url", None, STREAM_URL,
+           "The address of the streams; by default that of the market, with --public that of public data."),
+    Option("LIVE_WRITE_SECONDS", None, "5", NUMBER(0, 3600),
+           "Seconds between two writes of a forming candle with LIVE; 0 is at every change."),
+    Option("AUDIT_HOURS", None, "24", NUMBER(0, 8760),
+           "Hours in which the whole window of each pair is compared with the exchange; 0 is off."),
     Option("REDIS_ADDR", "--redis", "localhost:6379", REDIS,
            "Redis: host:port, a redis://, rediss:// or unix:// URL, or embedded: a server of our own."),
     Option("REDIS_USERNAME", None, None, TEXT, "Redis user; no flag, since flags show in ps."),
@@ -469,6 +488,10 @@ class Config:
     public_data: bool
     binance_base_url: str
     binance_market: str
+    live: bool
+    binance_stream_url: str
+    live_write_seconds: float
+    audit_hours: float
     redis_addr: str
     redis_username: str | None
     redis_password: str | None
@@ -549,6 +572,7 @@ def resolve_config(flags: Texts, environment: Texts, config_file: Path | None) -
             problems.append(_problem(option, setting, error))
     if not problems:
         values["binance_base_url"] = values["binance_base_url"] or _default_base_url(values)
+        values["binance_stream_url"] = values["binance_stream_url"] or _default_stream_url(values)
     problems += _conflicts(values, origins)
     if problems:
         raise ConfigError(problems, warnings)
@@ -596,6 +620,18 @@ def _default_base_url(values: Mapping[str, Any]) -> str:
     return "https://data-api.binance.vision" if values["public_data"] else "https://api.binance.com"
 
 
+def _default_stream_url(values: Mapping[str, Any]) -> str:
+    """The streams of the market; empty where BINANCE_BASE_URL is not Binance's, whose streams are unknown.
+
+    USD-M klines come by ``/market`` alone: the bare address acknowledges them and stays silent.
+    """
+    if not addresses.is_within(values["binance_base_url"], ("binance.com", "binance.vision")):
+        return ""
+    if values["binance_market"] == "usdm":
+        return "wss://fstream.binance.com/market"
+    return "wss://data-stream.binance.vision" if values["public_data"] else "wss://stream.binance.com:9443"
+
+
 def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
     """What is wrong between settings that are each right alone; looks only at those that parsed."""
     problems = []
@@ -609,6 +645,11 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
                 f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {base_url!r}; allowed: https, "
                 "since keys would travel in the clear (plain http to this machine only, or with --public)"
             )
+    if values.get("live") and values.get("binance_stream_url") == "":
+        problems.append(
+            "BINANCE_STREAM_URL: missing; LIVE needs the address of the streams where BINANCE_BASE_URL "
+            f"({origins['BINANCE_BASE_URL']}) is not Binance's own"
+        )
     timeframes = values.get("timeframe") or ()
     if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
         problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
@@ -766,6 +807,20 @@ def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int,
         raise BadReply(f"the klines reply is damaged: {error}") from error
 
 
+def parse_stream_row(message: Message, timeframe: Timeframe, last_ms: int) -> Candles:
+    """Check the candle of a stream's message as one of REST: it is made a row of klines.
+
+    Raises BadReply, as well for a candle told as closed that has not ended before ``last_ms``.
+    """
+    if not all(type(text) is str for text in message.row[1:6]):
+        raise BadReply("prices and volume have to be texts")
+    row = '[[{},"{}","{}","{}","{}","{}",{},"0",0,"0","0","0"]]'.format(*message.row)
+    candles = parse_klines(row.encode(errors="replace"), timeframe, 0, last_ms, 1)
+    if message.closed and timeframe.close_of(newest_of(candles)) > last_ms:
+        raise BadReply("a candle that has not ended is told as closed")
+    return candles
+
+
 def _sent_rows(text: str) -> Rows:
     """The rows of a reply; written otherwise than by Binance, with spaces or more fields, they count too."""
     with suppress(ValueError):
@@ -825,16 +880,18 @@ PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others
 class Series:
     """The candles of one pair and timeframe, kept as the bytes that the stored value is spliced from.
 
-    Immutable: a change makes a new series, at the cost of the candles that changed and one copy of
-    the bytes. Invariants: ``opens`` (ms) ascend strictly on the grid; ``body`` is the candles'
-    entries joined by commas; ``lengths`` has the length of each entry; ``newest_is_closed`` says
-    that the newest candle is closed for certain. All older ones are closed: each has a successor.
+    Immutable: a change makes a new series, at the cost of the candles that changed. Where only the newest
+    did, as it does while it forms, all else is shared; else the bytes are copied. Invariants: ``opens`` (ms)
+    ascend strictly on the grid; ``body`` is the entries of all candles but the newest, joined by commas, and
+    ``lengths`` their lengths; ``newest`` is the entry of the newest, and ``newest_is_closed`` says that it is
+    closed for certain. All older ones are closed: each has a successor.
     """
 
     timeframe: Timeframe
     opens: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("H"))
     body: bytes = b""
+    newest: bytes = b""
     newest_is_closed: bool = False
 
     def __len__(self) -> int:
@@ -858,20 +915,27 @@ class Series:
 
     def entry(self, index: int) -> str:
         """The entry of one candle."""
+        if index == len(self) - 1:
+            return self.newest.decode()
         start = self.position(index)
         return self.body[start : start + self.lengths[index]].decode()
 
     def position(self, index: int) -> int:
-        """Where in ``body`` the entry begins, added up from the nearer end; past it at the end."""
-        if index > len(self) // 2:
-            return len(self.body) + 1 - sum(self.lengths[index:]) - (len(self) - index)
+        """Where in ``body`` the entry begins, added up from the nearer end; past it for the newest."""
+        count = len(self.lengths)
+        if index > count // 2:
+            return len(self.body) + 1 - sum(self.lengths[index:]) - (count - index)
         return sum(self.lengths[:index]) + index
 
-    def view(self, start: int, end: int) -> memoryview:
-        """The entries from index ``start`` to ``end``, exclusive, joined by commas; not a copy of them."""
-        if start >= end:
-            return memoryview(b"")
-        return memoryview(self.body)[self.position(start) : self.position(end) - 1]
+    def joined(self, start: int, end: int) -> bytes:
+        """The entries from index ``start`` to ``end``, exclusive, joined by commas."""
+        last = len(self) - 1
+        if start == 0 and end == last:
+            return self.body
+        older = self.body[self.position(start) : self.position(min(end, last)) - 1] if start < last else b""
+        if start >= end or end <= last:
+            return older
+        return b",".join((older, self.newest)) if older else self.newest
 
     def merge(self, candles: Candles, newest_is_closed: bool, keep: int) -> Series:
         """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
@@ -883,19 +947,26 @@ class Series:
         if cut < len(self):
             held = {self.opens[i]: self.entry(i) for i in range(cut, len(self))}
             candles = dict(sorted((held | candles).items()))
+            for open_ms in self.opens[cut:-1]:  # what does not change is not copied
+                if next(iter(candles)) != open_ms or candles[open_ms] != held[open_ms]:
+                    break
+                del candles[open_ms]
+                cut += 1
         opens = self.opens[:cut] + array("q", candles)
         newest_ms = opens[-1]
         window_end = newest_ms if newest_is_closed else self.timeframe.shift(newest_ms, -1)
         drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
-        kept = self.view(min(drop, cut), cut)
-        fresh = ",".join(islice(candles.values(), max(0, drop - cut), None)).encode()
-        return Series(
-            self.timeframe,
-            opens[drop:],
-            (self.lengths[:cut] + array("H", map(len, candles.values())))[drop:],
-            b",".join((kept, fresh)) if kept else fresh,
-            newest_is_closed,
-        )
+        *older, newest = candles.values()
+        if not older and not drop and cut == len(self) - 1:
+            return replace(self, newest=newest.encode(), newest_is_closed=newest_is_closed)
+        kept = self.joined(drop, cut) if drop < cut else b""
+        fresh = ",".join(islice(older, max(0, drop - cut), None)).encode()
+        lengths = self.lengths[:cut]
+        if cut == len(self) > 0:
+            lengths.append(len(self.newest))
+        lengths.extend(map(len, older))
+        body = b",".join((kept, fresh)) if kept and fresh else kept or fresh
+        return Series(self.timeframe, opens[drop:], lengths[drop:], body, newest.encode(), newest_is_closed)
 
 
 def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series:
@@ -924,20 +995,55 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
     return series.merge(candles, is_closed, keep)
 
 
+def follow(series: Series, candles: Candles, is_closed: bool, keep: int) -> Series | None:
+    """Lay a stream's candle over a series that it continues without a gap.
+
+    ``candles`` has one, ``is_closed`` says that the exchange has told it as final. Returns the series as it
+    was where the candle tells nothing new, and None where REST has to tell: a gap, a predecessor that was
+    not told as final, an older candle, or a contradiction to what is final. Never backwards: the volume of
+    a forming candle only grows.
+    """
+    (open_ms, entry), *_ = candles.items()
+    newest_ms, timeframe = series.opens[-1], series.timeframe
+    if open_ms > newest_ms:
+        continues = series.newest_is_closed and open_ms == timeframe.close_of(newest_ms)
+        return series.merge(candles, is_closed, keep) if continues else None
+    index = series.index(open_ms)
+    if series.opens[index] != open_ms:
+        return None
+    held = series.entry(index)
+    grown = entry_volume(entry) - entry_volume(held)
+    if open_ms < newest_ms or series.newest_is_closed:
+        is_old_news = entry == held or (grown <= 0 and not is_closed)
+        return series if is_old_news else None
+    if grown < 0:
+        return None if is_closed else series
+    return series.merge(candles, is_closed, keep) if is_closed or entry != held else series
+
+
 def is_lagging(series: Series, now_ms: int) -> bool:
     """Whether the newest candle has ended and is not known to be closed: it is to be asked for again."""
     return not series.newest_is_closed and now_ms >= series.timeframe.close_of(series.opens[-1])
 
 
-def contradicts(series: Series, candles: Candles) -> bool:
-    """Whether a reply has another value for a candle held as closed: then it is another market's.
+class Correction(NamedTuple):
+    """A closed candle that the exchange has otherwise than it is held: both entries, empty for none."""
 
-    (Or was corrected since, which is rare enough to fetch all anew.)
-    """
-    closed = (
-        set(series.opens[: series.stored_count(closed_only=True)]).intersection(candles) if series else ()
-    )
-    return any(series.entry(series.index(open_ms)) != candles[open_ms] for open_ms in closed)
+    open_ms: int
+    held: str
+    sent: str
+
+
+def corrections(series: Series, answer: Answer) -> list[Correction]:
+    """Where a reply has another value for a candle held as closed; its own newest may be unfinished."""
+    if not series or not answer.candles:
+        return []
+    candles, timeframe = answer.candles, series.timeframe
+    newest_ms = newest_of(candles)
+    is_final = answer.asked_ms >= timeframe.close_of(newest_ms) + MAX_LAG_MS
+    closed = series.opens[series.index(next(iter(candles))) : series.stored_count(closed_only=True)]
+    found = (Correction(at, series.entry(series.index(at)), candles[at]) for at in closed if at in candles)
+    return [each for each in found if each.held != each.sent and (is_final or each.open_ms < newest_ms)]
 
 
 def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
@@ -959,6 +1065,24 @@ def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     ]
 
 
+def differences(series: Series, candles: Candles, first_ms: int, last_ms: int) -> list[Correction]:
+    """Where closed candles are not those of the exchange, from one open time to another, both included."""
+    end = min(series.index(last_ms + 1), series.stored_count(closed_only=True))
+    held = {series.opens[i]: series.entry(i) for i in range(series.index(first_ms), end)}
+    end_ms = min(last_ms + 1, series.closed_end_ms)
+    sent = {open_ms: entry for open_ms, entry in candles.items() if open_ms < end_ms}
+    opens = sorted(held.keys() | sent.keys())
+    found = (Correction(open_ms, held.get(open_ms, ""), sent.get(open_ms, "")) for open_ms in opens)
+    return [each for each in found if each.held != each.sent]
+
+
+class Answer(NamedTuple):
+    """Checked candles, and the exchange time at which they were asked for."""
+
+    candles: Candles
+    asked_ms: int
+
+
 class Image(NamedTuple):
     """A stored value: which candles of a series it has, and the fields behind them.
 
@@ -976,11 +1100,11 @@ class Image(NamedTuple):
 
     def whole(self) -> bytes:
         """The value: the JSON object under ``tet:kline:…``, see the module's docstring."""
-        return b"".join((FRONT, self.series.view(self.start, self.end), self.tail))
+        return b"".join((FRONT, self.series.joined(self.start, self.end), self.tail))
 
     def behind(self, count: int) -> bytes:
         """What follows the first ``count`` candles, one or more."""
-        rest = self.series.view(self.start + count, self.end)
+        rest = self.series.joined(self.start + count, self.end)
         return b"".join((b"," if rest else b"", rest, self.tail))
 
 
@@ -1030,8 +1154,9 @@ def make_patch(old: Image, new: Image) -> Patch | None:
     """
     shared = min(old.end - old.start, new.end - new.start)
     same = max(0, shared - PATCHED_CANDLES)
-    front = bytes(old.series.view(old.start, old.start + same))
-    same_front = new.series.body.startswith(front, new.series.position(new.start))
+    front = old.series.joined(old.start, old.start + same)
+    shares = old.series.body is new.series.body and old.start == new.start
+    same_front = shares or new.series.body.startswith(front, new.series.position(new.start))
     if not same_front or new.whole_ms - old.whole_ms >= WHOLE_AGAIN_MS:
         return None
     while same < shared and old.series.entry(old.start + same) == new.series.entry(new.start + same):
@@ -1041,7 +1166,7 @@ def make_patch(old: Image, new: Image) -> Patch | None:
     if not same or filling > MAX_FILLING:
         return None
     blanks = b" " * filling
-    offset = len(FRONT) + len(old.series.view(old.start, old.start + same))
+    offset = len(FRONT) + len(old.series.joined(old.start, old.start + same))
     return Patch(
         offset, expected, behind + blanks, new._replace(tail=new.tail + blanks, whole_ms=old.whole_ms)
     )
@@ -1081,7 +1206,7 @@ def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: i
         series = Series(timeframe).merge(checked, is_closed, wanted)
         if len(series) < len(checked):
             raise ValueError("candles from before its window")
-        tail = value[len(FRONT) + len(series.body) :]
+        tail = value[len(FRONT) + len(series.joined(0, len(series))) :]
         share = min(1.0, len(series) / wanted)
         image = Image(series, 0, len(series), share, tail, now_ms)
         return Stored(series, written_ms, share, image if image.whole() == value else None)
@@ -1253,6 +1378,7 @@ def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
 #: the candle that has ended: the exchange's REST servers may lag 2 to 10 s behind a close.
 AFTER_CLOSE_MS = 1 * SECOND_MS
 REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
+PROOF_INTERVALS = 10  # a live feed is asked for by REST once in so many update intervals
 #: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
 PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
 FAILURES_GROW_ABOVE = 0.20
@@ -1320,6 +1446,14 @@ def resolve_symbols(
     return pairs, invalid
 
 
+class Link(Enum):
+    """Who keeps a feed fresh."""
+
+    BLIND = "its stream says nothing: REST, as without LIVE"
+    CATCHING_UP = "its stream speaks, and REST has to tell what it left out"
+    LIVE = "its stream; REST proves it now and then"
+
+
 class Known(Enum):
     """What is known of the candles that a feed has in memory."""
 
@@ -1338,28 +1472,44 @@ class Due:
     reasks: int = 0
 
 
+@dataclass
+class Stream:
+    """What is known of a feed's stream, with LIVE. The main thread alone changes it.
+
+    What REST told before ``owed_ms`` does not count for being LIVE again: something may have been missed.
+    """
+
+    name: str = ""  # as the exchange calls it
+    link: Link = Link.BLIND
+    line: int = 0  # that its newest message came by
+    event_ms: int = 0  # of the newest message that counted, exchange time
+    owed_ms: int = 0
+    write_at_seconds: float = 0.0  # monotonic: a forming candle is not written before
+    is_paced: bool = False  # it waits for that time
+    is_queued: bool = False  # a writer is to write it; the writer clears this
+
+
 class Page(NamedTuple):
     """How far a fetch has come with one more reply.
 
-    ``series`` is what is held now, ``up_to_date`` when it reaches the present; ``candles`` is how many came;
-    from ``exhausted_ms`` on the exchange had nothing, asked twice; ``lagging`` when the newest candle has
-    ended and was not seen closed.
+    ``answer`` is the reply, and ``series`` what is held with it, ``up_to_date`` when that reaches the
+    present; from ``exhausted_ms`` on the exchange had nothing, asked twice.
     """
 
+    answer: Answer
     series: Series
-    candles: int
     exhausted_ms: int
     up_to_date: bool
-    lagging: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Feed:
     """One pair in one timeframe: its candles, how far they are known, and Redis' copy of them.
 
-    A worker updates it, one at a time, and the main thread may flush it meanwhile: it changes in methods
-    that are named for what happened, under `lock`, which the writer holds from reading the series to
-    having written it. Times are exchange time in ms, 0 is never.
+    A worker updates it, one at a time, and meanwhile the main thread may lay a stream's candles over it, and
+    a writer may write it: it changes in methods that are named for what happened, under `lock`, which nobody
+    holds for long; `writing` is held from reading the series to having written it, and taken first. Times
+    are exchange time in ms, 0 is never.
     """
 
     pair: Pair
@@ -1372,18 +1522,27 @@ class Feed:
     image: Image | None = None  # what Redis has, as far as is known; None: the next write is whole
     buffered: bool = False  # a write failed, or Redis lost it: it is flushed as soon as Redis answers
     stored_end_ms: int = 0  # end of the newest closed candle that readers know of
+    by_stream: bool = False  # who told of the newest closed candle
+    next_close_ms: int = 0  # the end of the oldest candle that is not known to be closed
     completeness: float = 0.0
     fetched_ms: int = 0
     updated_ms: int = 0  # when what was written last was fetched
     tried_ms: int = 0
     error: TetError | None = None  # of the last update
     due: Due = field(default_factory=Due)
+    stream: Stream = field(default_factory=lambda: Stream())
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    writing: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
     def name(self) -> str:
         """BTC/USDT 15m"""
         return f"{self.pair.name} {self.timeframe.name}"
+
+    @property
+    def fetch_failed(self) -> bool:
+        """Whether the exchange did not give what the last update asked for."""
+        return isinstance(self.error, ExchangeError)
 
     @property
     def failure(self) -> str:
@@ -1400,21 +1559,62 @@ class Feed:
                 self.fetched_ms = self.updated_ms = stored.written_ms
                 self.completeness = stored.completeness
 
-    def fetched(self, page: Page, now_ms: int) -> None:
-        """The exchange has sent a page. Only an up-to-date series becomes what may be stored."""
+    def fetched(self, page: Page, began: Series | None, keep: int, now_ms: int) -> None:
+        """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
+
+        ``began`` is the series when the fetch began. What a stream has told since then stays: the page is
+        laid over that.
+        """
         with self.lock:
             self.known, self.exhausted_ms = Known.CONFIRMED, page.exhausted_ms
             if not page.up_to_date:
                 self.partial = page.series
                 return
-            self.series, self.partial = page.series, None
-            self.lagging, self.fetched_ms = page.lagging, now_ms
+            moved_on = self.series if self.series is not began else None
+            series = absorb(moved_on, *page.answer, keep) if moved_on else page.series
+            self._advance(series, now_ms, by_stream=False)
+            self.lagging, self.partial = is_lagging(series, page.answer.asked_ms), None
 
-    def written(self, image: Image) -> None:
-        """Redis has the series now, as that image."""
+    def told(self, candles: Candles, is_closed: bool, keep: int, now_ms: int) -> bool:
+        """Its stream has told a candle. Returns whether that counts: if not, REST has to tell."""
+        with self.lock:
+            if not self.series or self.known is not Known.CONFIRMED:
+                return False
+            series = follow(self.series, candles, is_closed, keep)
+            if series:
+                self._advance(series, now_ms, by_stream=True)
+            return series is not None
+
+    def corrected(self, found: Iterable[Correction], keep: int, now_ms: int) -> None:
+        """An audit has found what the exchange has otherwise: it is as the exchange has it now."""
+        with self.lock:
+            if not self.series:
+                return
+            candles = {open_ms: self.series.entry(i) for i, open_ms in enumerate(self.series.opens)}
+            candles |= {each.open_ms: each.sent for each in found}
+            candles = {open_ms: entry for open_ms, entry in sorted(candles.items()) if entry}
+            series = Series(self.timeframe).merge(candles, self.series.newest_is_closed, keep)
+            self._advance(series, now_ms, by_stream=False)
+
+    def disputed(self) -> None:
+        """Redis has other closed candles than these: the exchange is to decide, by a backfill."""
+        with self.lock:
+            self.series, self.partial, self.image = None, None, None
+            self.known, self.buffered = Known.NOTHING, False
+
+    def _advance(self, series: Series, now_ms: int, *, by_stream: bool) -> None:
+        newest_end_ms = self.timeframe.close_of(series.opens[-1])
+        if self.series and series.closed_end_ms > self.series.closed_end_ms:
+            self.by_stream = by_stream
+        is_closed = series.newest_is_closed
+        self.next_close_ms = self.timeframe.close_of(newest_end_ms) if is_closed else newest_end_ms
+        self.series, self.fetched_ms = series, max(self.fetched_ms, now_ms)
+
+    def written(self, image: Image, fetched_ms: int) -> None:
+        """Redis has the series now that was fetched then, as that image."""
         with self.lock:
             self.image, self.buffered, self.completeness = image, False, image.completeness
-            self.updated_ms, self.stored_end_ms = self.fetched_ms, image.series.closed_end_ms
+            self.updated_ms, self.stored_end_ms = fetched_ms, image.series.closed_end_ms
 
     def not_written(self) -> None:
         """Redis did not take the series, or has lost it; without a series there is nothing to flush."""
@@ -1491,6 +1691,14 @@ def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) 
     return min(started_ms + round(interval_seconds * SECOND_MS), close_ms)
 
 
+def next_proof_ms(name: str, now_ms: int, interval_seconds: float) -> int:
+    """When a live feed is proven by REST: in every tenth interval, a tenth of the feeds in each."""
+    interval_ms = round(interval_seconds * SECOND_MS)
+    number = now_ms // interval_ms + 1
+    turn = zlib.crc32(name.encode()) % PROOF_INTERVALS
+    return (number + (turn - number) % PROOF_INTERVALS) * interval_ms
+
+
 class Schedule:
     """Who is due, in which order, and when to ask again. Times are passed in; the main thread owns it."""
 
@@ -1508,19 +1716,23 @@ class Schedule:
         """Learn from the share of updates that failed in a cycle."""
         self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
 
-    def plan(self, due: Iterable[Feed], regular: Iterable[Feed], started_ms: int, now_ms: int) -> None:
-        """Set when feeds that were due at ``started_ms`` are due again.
-
-        That is by the interval and the closes; or soon, where the newest candle lags behind its close.
-        """
-        hour = started_ms // HOUR_MS % 24
+    def regular_ms(self, feed: Feed, from_ms: int) -> int:
+        """When a feed is due after ``from_ms``: by the interval and the closes; a live one for proof."""
+        hour = from_ms // HOUR_MS % 24
         self.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
         self.interval_reason = self._policy.reason(hour, self._error_factor)
+        if feed.stream.link is Link.LIVE and not feed.error:
+            return next_proof_ms(feed.name, from_ms, self.interval_seconds)
+        return next_due_ms(from_ms, self.interval_seconds, feed.timeframe)
+
+    def plan(self, due: Iterable[Feed], regular: Iterable[Feed], started_ms: int, now_ms: int) -> None:
+        """Set when feeds that were due at ``started_ms`` are due again; soon, where a candle lags behind."""
         for feed in regular:
-            feed.due = Due(next_due_ms(started_ms, self.interval_seconds, feed.timeframe))
+            feed.due = Due(self.regular_ms(feed, started_ms))
         for feed in due:
             feed.due.next_ms = feed.due.regular_ms
-            if feed.lagging and not feed.error and feed.due.reasks < len(REASK_SECONDS):
+            lags = feed.lagging and not feed.error and feed.stream.link is not Link.LIVE
+            if lags and feed.due.reasks < len(REASK_SECONDS):
                 soon_ms = now_ms + round(REASK_SECONDS[feed.due.reasks] * SECOND_MS)
                 feed.due.next_ms = min(feed.due.regular_ms, soon_ms)
                 feed.due.reasks += 1
@@ -1549,6 +1761,7 @@ class Clock:
         self._ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
         self._local_ahead_ms = self._ahead_ms
         self.synced_at: float | None = None
+        self.on_stop: Callable[[], None] = lambda: None  # wakes who waits elsewhere
 
     def monotonic(self) -> float:
         """Seconds that only ever grow, for measuring."""
@@ -1588,6 +1801,13 @@ class Clock:
     def stop(self) -> None:
         """Make every wait end, now and from now on."""
         self._stop.set()
+        self.on_stop()
+
+    def take(self, waiting: queue.SimpleQueue[T], seconds: float) -> T | None:
+        """The next of what waits in a queue, or comes within so long; None when nothing does."""
+        with suppress(queue.Empty):
+            return waiting.get(timeout=max(0.0, seconds))
+        return None
 
     def is_stopped(self) -> bool:
         """Whether a stop was asked for."""
@@ -1800,13 +2020,6 @@ class Reply(NamedTuple):
     body: bytes
     sent: float
     received: float
-
-
-class Answer(NamedTuple):
-    """Checked candles, and the exchange time at which they were asked for."""
-
-    candles: Candles
-    asked_ms: int
 
 
 class Binance:
@@ -2339,6 +2552,11 @@ class Fetcher:
         self._clock = clock
         self._binance = binance
 
+    @property
+    def page_rows(self) -> int:
+        """The most candles that one request asks for."""
+        return self._binance.market.page_rows
+
     def pages(
         self, pair: Pair, timeframe: Timeframe, held: Series | None, confirmed: bool, exhausted_ms: int
     ) -> Iterator[Page]:
@@ -2355,7 +2573,7 @@ class Fetcher:
         refetch = self._config.incremental_candles if confirmed else max(2, self._config.incremental_candles)
         first_ms = first_open_to_ask(series, keep, refetch, start_ms)
         answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
-        if not confirmed and contradicts(series, answer.candles):
+        if not confirmed and corrections(series, answer):
             feed = f"{pair.name} {timeframe.name}"
             say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed)
             series = Series(timeframe)
@@ -2371,8 +2589,7 @@ class Fetcher:
                 # close. What else is missing at the end is asked for once more, and noted.
                 up_to_date = first_ms in (exhausted_ms, now_open_ms)
                 exhausted_ms = first_ms
-            lagging = is_lagging(series, answer.asked_ms)
-            yield Page(series, len(candles), exhausted_ms, up_to_date, lagging)
+            yield Page(Answer(candles, answer.asked_ms), series, exhausted_ms, up_to_date)
             if up_to_date:
                 return
             answer, now_open_ms, full = self._ask(pair, timeframe, first_ms)
@@ -2386,9 +2603,20 @@ class Fetcher:
         """
         now_open_ms = timeframe.floor(self._clock.now_ms())
         rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
-        limit = min(self._binance.market.page_rows, rows)
+        limit = min(self.page_rows, rows)
         answer = self._binance.klines(pair.symbol, timeframe, first_ms, limit, nonempty=nonempty)
         return answer, now_open_ms, len(answer.candles) >= limit
+
+    def window(
+        self, pair: Pair, timeframe: Timeframe, first_ms: int, last_ms: int
+    ) -> Iterator[tuple[int, int, Candles]]:
+        """Fetch closed candles from one open time to another, by pages: first, last, and what there is."""
+        while first_ms <= last_ms:
+            rows = min(self.page_rows, timeframe.count(first_ms, last_ms))
+            end_ms = timeframe.shift(first_ms, rows - 1)
+            answer = self._binance.klines(pair.symbol, timeframe, first_ms, rows, end_ms)
+            yield first_ms, end_ms, answer.candles
+            first_ms = timeframe.close_of(end_ms)
 
     def _with_gaps_filled(self, pair: Pair, series: Series, candles: Candles, first_ms: int) -> Candles:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
@@ -2397,7 +2625,7 @@ class Fetcher:
             return candles
         timeframe, found = series.timeframe, dict(candles)
         while missing:
-            limit = min(self._binance.market.page_rows, timeframe.count(missing[0], missing[-1]))
+            limit = min(self.page_rows, timeframe.count(missing[0], missing[-1]))
             answer = self._binance.klines(pair.symbol, timeframe, missing[0], limit, missing[-1])
             found = answer.candles | found  # another server may lag behind the first one
             reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
@@ -2416,13 +2644,18 @@ STATUS_SECONDS = 15.0
 class Writer:
     """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
 
-    Nothing is written under a key of another program, nor over a newer value: Redis sees to that. Workers
-    write feeds, each under the feed's lock, and the pause; all else is the main thread's, or a worker's that
-    it waits for. A field that both change is set in one step.
+    Nothing is written under a key of another program, nor over a newer value: Redis sees to that. Any thread
+    may write a feed, which is `Feed.writing` meanwhile, and workers the pause; all else is the main thread's,
+    or a worker's that it waits for. A field that both change is set in one step.
     """
 
     def __init__(
-        self, config: Config, clock: Clock, store: Store, gate: RequestGate, on_close: Callable[[float], None]
+        self,
+        config: Config,
+        clock: Clock,
+        store: Store,
+        gate: RequestGate,
+        on_close: Callable[[float, bool], None],
     ) -> None:
         self._config = config
         self._clock = clock
@@ -2434,7 +2667,7 @@ class Writer:
         self._flush_at_seconds = 0.0  # monotonic
         self._status_at_seconds = 0.0  # monotonic
         self._wrote_status = False
-        self._evicting = False
+        self.evicting = False
         self._pause_saved = True
 
     # Reading back
@@ -2474,9 +2707,10 @@ class Writer:
 
     def write(self, feed: Feed) -> None:
         """Write a feed's candles and announce them. Raises StoreError; the feed is buffered then."""
-        with feed.lock:
-            series, closed_only = feed.series, self._config.closed_only
-            if series is None or not (count := series.stored_count(closed_only)):
+        with feed.writing:
+            with feed.lock:
+                series, fetched_ms, old, by_stream = feed.series, feed.fetched_ms, feed.image, feed.by_stream
+            if series is None or not (count := series.stored_count(self._config.closed_only)):
                 return None  # a pair so new that no candle has closed yet
             end_ms, known_end_ms = series.closed_end_ms, feed.stored_end_ms
             announcement = {
@@ -2485,35 +2719,65 @@ class Writer:
                 "last_candle_time": iso_time(series.opens[count - 1]),
                 "candle_closed": end_ms > known_end_ms > 0,
             }
-            wanted = feed.timeframe.candles_in_days(self._config.data_days)
             try:
-                image = self._put(feed, series, wanted, announcement)
+                image = self._put(feed, old, series, fetched_ms, announcement)
             except StoreError:
                 feed.not_written()
                 raise
+            except StoredValueError as error:
+                say(
+                    logging.WARNING, "redis has other candles, backfilling", feed=feed.name, reason=str(error)
+                )
+                return feed.disputed()
             if image is None:  # another instance was faster: go on from what it wrote
                 say(logging.INFO, "redis has a newer value, restoring it", feed=feed.name)
                 return self.restore(feed)
-            feed.written(image)
+            feed.written(image, fetched_ms)
             self.on_written(announcement)
             if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
-                self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS)
-            if self._evicting:
+                self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS, by_stream)
+            if self.evicting:
                 feed.evicted()
             return None
 
     def _put(
-        self, feed: Feed, series: Series, wanted: int, announcement: Mapping[str, object]
+        self,
+        feed: Feed,
+        old: Image | None,
+        series: Series,
+        fetched_ms: int,
+        announcement: Mapping[str, object],
     ) -> Image | None:
-        """Write what changed, or the value whole; returns what Redis has then, None if that is newer."""
-        image = make_image(series, wanted, feed.fetched_ms, self._config.closed_only)
-        patch, answer = make_patch(feed.image, image) if feed.image else None, "whole"
+        """Write what changed, or the value whole; returns what Redis has then, None if that is newer.
+
+        Raises StoredValueError where somebody else has written other closed candles.
+        """
+        pair, wanted = feed.pair, series.timeframe.candles_in_days(self._config.data_days)
+        image = make_image(series, wanted, fetched_ms, self._config.closed_only)
+        patch, answer = make_patch(old, image) if old else None, "whole"
         if patch:
-            answer = self._store.save(feed.pair, image, patch, feed.fetched_ms, announcement)
+            answer = self._store.save(pair, image, patch, fetched_ms, announcement)
             image = patch.image if answer != "whole" else image
+            if answer == "whole":
+                self._compare(feed, series)
         if answer == "whole":
-            answer = self._store.save(feed.pair, image, None, feed.fetched_ms, announcement)
+            answer = self._store.save(pair, image, None, fetched_ms, announcement)
         return None if answer == "newer" else image
+
+    def _compare(self, feed: Feed, series: Series) -> None:
+        """See whether what somebody else has written has the same closed candles. Raises StoredValueError."""
+        value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
+        try:
+            theirs = self._read_back(feed, value or b"").series
+        except StoredValueError:
+            return  # gone or damaged: it is written over
+        first_ms = max(theirs.opens[0], series.opens[0])
+        last_ms = min(theirs.closed_end_ms, series.closed_end_ms) - 1
+        held = {open_ms: theirs.entry(place) for place, open_ms in enumerate(theirs.opens)}
+        shared = {at: entry for at, entry in held.items() if first_ms <= at <= last_ms}
+        if found := differences(series, shared, first_ms, last_ms):
+            at = iso_time(found[0].open_ms)
+            raise StoredValueError(f"{len(found)} closed candles differ, such as that of {at}")
 
     def flush(self, feeds: Iterable[Feed]) -> None:
         """Write what is buffered, without waiting for the next cycle. Raises Stopped."""
@@ -2541,9 +2805,9 @@ class Writer:
     def limit_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
         used_mb = figures.resident_mb()
-        if self._evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
+        if self.evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
             return
-        self._evicting = True
+        self.evicting = True
         event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
         say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
         for feed in feeds:
@@ -2593,30 +2857,502 @@ class Writer:
 
 
 # ------------------------------------------------------------------------------
+# The main thread's inbox, and the workers
+# ------------------------------------------------------------------------------
+
+TICK_SECONDS = 1.0
+STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
+
+
+class Inbox:
+    """What the main thread waits for: messages of streams, work that is finished, a stop.
+
+    Any thread may put something in; the main thread takes. Of each stream only the newest forming candle
+    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the cells of the
+    queue whose message may still be replaced.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
+        self._forming: dict[str, list[Message]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._queue.qsize()
+
+    def wake(self, *_: object) -> None:
+        """Let the main thread look around: something is finished, or a stop was asked for."""
+        self._queue.put([])
+
+    def deliver(self, message: Message) -> None:
+        """Put a stream's message in. A close takes the place of what its candle was before."""
+        with self._lock:
+            if message.closed:
+                self._forming.pop(message.stream, []).clear()
+                self._queue.put([message])
+            elif cell := self._forming.get(message.stream):
+                if message.event_ms > cell[0].event_ms:
+                    cell[0] = message
+            else:
+                self._forming[message.stream] = cell = [message]
+                self._queue.put(cell)
+
+    def take(self, clock: Clock, seconds: float) -> Message | None:
+        """The next message; None after a wake-up, for one that was overtaken, and when nothing comes."""
+        cell = clock.take(self._queue, seconds)
+        if not cell:
+            return None
+        with self._lock:
+            message = cell.pop()
+            if self._forming.get(message.stream) is cell:
+                del self._forming[message.stream]
+        return message
+
+
+class Workers:
+    """The threads that ask the exchange, and how the main thread waits: taking messages, and ticking.
+
+    The main thread owns it. ``take`` is called with each message, ``tick`` at least each second.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        inbox: Inbox,
+        take: Callable[[Message], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._inbox = inbox
+        self._take = take
+        self._tick = tick
+        self._tick_at_seconds = 0.0  # monotonic
+        self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
+        self._running: set[Future[None]] = set()
+
+    def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+        """Wait for so long, or until that is done. Raises Stopped."""
+        until = self._clock.monotonic() + seconds
+        while not done() and (left := until - self._clock.monotonic()) > 0:
+            message = self._inbox.take(self._clock, min(TICK_SECONDS, left))
+            if message:
+                self._take(message)
+            if not message or self._clock.monotonic() >= self._tick_at_seconds:
+                self._tick_at_seconds = self._clock.monotonic() + TICK_SECONDS
+                self._tick()
+
+    def _start(self, act: Callable[[], None]) -> Future[None]:
+        future = self._pool.submit(act)
+        self._running.add(future)
+        future.add_done_callback(self._inbox.wake)
+        return future
+
+    def do(self, act: Callable[[], None]) -> None:
+        """Let a worker do what may take long, such as waiting out a ban, and wait for it."""
+        future = self._start(act)
+        while not future.done():
+            self.wait(TICK_SECONDS, future.done)
+        self._running.discard(future)
+        future.result()
+
+    def work_through(
+        self, waiting: deque[Feed], act: Callable[[Feed], None], needed: Callable[[], int]
+    ) -> Iterator[int]:
+        """Let workers do that with each feed, ``needed`` of them; yields how many feeds they have taken.
+
+        Each takes one feed after the other. Whether more workers are needed is seen each second.
+        """
+        work = partial(self._work, waiting, act)
+        while True:
+            for _ in range(min(needed() - len(self._running), len(waiting))):
+                self._start(work)
+            if not self._running:
+                return
+            before = len(waiting)
+            self.wait(TICK_SECONDS, lambda: all(future.done() for future in self._running))
+            self._running = {future for future in self._running if not future.done()}
+            yield before - len(waiting)
+
+    def _work(self, feeds: deque[Feed], act: Callable[[Feed], None]) -> None:
+        """Take one feed after the other until none is left, or a stop is asked for."""
+        with suppress(IndexError, Stopped):
+            while not self._clock.is_stopped():
+                act(feeds.popleft())
+
+    def stop(self) -> None:
+        """Let what is in flight end, within bounds."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        wait(self._running, STOP_SECONDS)
+
+
+# ------------------------------------------------------------------------------
+# Live: what streams tell, and what REST has to
+# ------------------------------------------------------------------------------
+
+WRITERS = 4  # threads that write what streams have told, so that the main thread never waits for Redis
+#: Exchange time from a candle's close to when it is missed. On USD-M candles without trades were seen to
+#: close up to 3.1 s late, by a timer, it seems.
+CLOSE_PATIENCE_MS = {"spot": 4 * SECOND_MS, "usdm": 10 * SECOND_MS}
+#: What the status says of streams that nobody listens to.
+NO_STREAMS = {"connections": 0, "streams": 0, "messages": 0, "messages_per_second": 0.0}
+DEAD_SHARE = 0.2  # of a line's live feeds, missing a close at once: the connection is dead
+
+
+class Live:
+    """Listens to the exchange's streams: which feeds they keep fresh, and which REST has to.
+
+    The main thread owns it; writers write feeds. It does nothing until it is started.
+    """
+
+    def __init__(
+        self, config: Config, clock: Clock, inbox: Inbox, writer: Writer, schedule: Schedule, status: Status
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._inbox = inbox
+        self._writer = writer
+        self._schedule = schedule
+        self._status = status
+        self._streams: Streams | None = None
+        self._feeds: dict[str, Feed] = {}  # by the name of their stream
+        self._watched: object = None  # what the watchlist had when they were made
+        self._paced: list[tuple[float, int, Feed]] = []  # a heap: when to write, and what
+        self._numbers = count()
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
+        self._writing: set[Future[None]] = set()
+        self._unreachable = False
+
+    def start(self, watchlist: Watchlist) -> None:
+        """Connect to the streams of all feeds."""
+        from tet_extras.live import Streams, canary_stream
+
+        config, symbols = self._config, [feed.pair.symbol for feed in watchlist]
+        symbol = "BTCUSDT" if "BTCUSDT" in symbols or not symbols else symbols[0]
+        canary = canary_stream(config.binance_market, symbol)
+        clock, deliver = self._clock, self._inbox.deliver
+        self._streams = Streams(config.binance_stream_url, canary, deliver, clock.now_ms, clock.monotonic)
+        self.tick(watchlist)
+
+    def take(self, message: Message) -> None:
+        """Let a message change the forming candle, or close it; or nothing, and REST is asked."""
+        feed = self._feeds.get(message.stream)
+        if not feed:
+            return None  # a canary's, or of a symbol that has left
+        stream, now_ms = feed.stream, self._clock.now_ms()
+        stream.line = message.line
+        if message.event_ms < stream.event_ms or (message.event_ms == stream.event_ms and not message.closed):
+            return None  # told before: by the connection that this one replaces, say
+        try:
+            candles = parse_stream_row(message, feed.timeframe, now_ms + CLOCK_TOLERANCE_MS)
+        except BadReply as error:
+            self._status.messages.add("damaged")
+            say(logging.DEBUG, "message damaged", feed=feed.name, reason=str(error))
+            return self._doubt(feed)
+        keep = feed.timeframe.candles_in_days(self._config.data_days)
+        if not feed.told(candles, message.closed, keep, now_ms):
+            self._status.messages.add("refused")
+            return self._doubt(feed)
+        self._status.messages.add("accepted")
+        stream.event_ms = message.event_ms
+        if stream.link is not Link.LIVE and feed.tried_ms > stream.owed_ms and not feed.fetch_failed:
+            stream.link = Link.LIVE
+            feed.due = Due(self._schedule.regular_ms(feed, now_ms))
+            feed.due.next_ms = feed.due.regular_ms
+        return self._queue(feed) if message.closed else self._pace(feed)
+
+    def _doubt(self, feed: Feed) -> None:
+        """Let REST tell at once; as it is asked again and again, with growing waits."""
+        if feed.known is not Known.CONFIRMED:
+            return  # a backfill is due anyway
+        now_ms, due = self._clock.now_ms(), feed.due
+        if feed.stream.link is Link.LIVE:
+            feed.stream.owed_ms = now_ms
+            due = Due(next_due_ms(now_ms, self._schedule.interval_seconds, feed.timeframe), sys.maxsize)
+        feed.stream.link = Link.CATCHING_UP
+        wait_seconds = REASK_SECONDS[min(due.reasks, len(REASK_SECONDS) - 1)]
+        again_ms = max(now_ms, feed.tried_ms + round(wait_seconds * SECOND_MS))
+        if again_ms < due.next_ms:
+            feed.due = Due(due.regular_ms, again_ms, due.reasks + 1)
+
+    # Writing
+
+    def _queue(self, feed: Feed) -> None:
+        """Let a writer write the feed as soon as one is free."""
+        feed.stream.write_at_seconds = self._clock.monotonic() + self._config.live_write_seconds
+        if not feed.stream.is_queued and self._streams:
+            feed.stream.is_queued = True
+            self._writing.add(future := self._writers.submit(self._write, feed))
+            future.add_done_callback(self._writing.discard)
+
+    def _write(self, feed: Feed) -> None:
+        feed.stream.is_queued = False  # first: what is told from here on is to be written again
+        try:
+            self._writer.write(feed)
+            feed.flushed()
+        except StoreError as error:  # it is buffered
+            feed.tried(error, feed.tried_ms)
+        except Exception:
+            logging.getLogger(LOGGER).exception("internal error")
+
+    def _pace(self, feed: Feed) -> None:
+        """Write a forming candle LIVE_WRITE_SECONDS after the last write, with what is told until then."""
+        now_seconds, stream = self._clock.monotonic(), feed.stream
+        if not stream.is_paced:
+            stream.is_paced = True
+            heappush(self._paced, (max(now_seconds, stream.write_at_seconds), next(self._numbers), feed))
+        self._queue_paced(now_seconds)
+
+    def _queue_paced(self, now_seconds: float) -> None:
+        while self._paced and self._paced[0][0] <= now_seconds:
+            feed = heappop(self._paced)[2]
+            feed.stream.is_paced = False
+            if self._feeds.get(feed.stream.name) is not feed:
+                continue  # it has left
+            if feed.stream.write_at_seconds <= now_seconds:
+                self._queue(feed)
+            else:
+                self._pace(feed)  # a close was written meanwhile
+
+    # What is not said
+
+    def tick(self, watchlist: Watchlist) -> None:
+        """Look after the connections, and notice what was not told. To be called each second."""
+        if not self._streams:
+            return
+        if self._writer.evicting:
+            event = "polling instead of LIVE: what is evicted cannot be followed; raise MEMORY_LIMIT_MB"
+            say(logging.WARNING, event)
+            self.stop()
+            return
+        if watchlist.feeds is not self._watched:
+            self._watch(watchlist)
+        for lost in self._streams.tick():
+            self._lose(lost.streams, lost.reason, lost.refused)
+        if self._unreachable and self._streams.is_delivering:
+            self._unreachable = False
+            say(logging.INFO, "streams reachable again")
+        self._notice_silence()
+        self._queue_paced(self._clock.monotonic())
+
+    def _watch(self, watchlist: Watchlist) -> None:
+        """Subscribe to the streams of what is on the watchlist now, and to no others."""
+        from tet_extras.live import kline_stream
+
+        self._watched = watchlist.feeds
+        for feed in watchlist:
+            feed.stream.name = kline_stream(feed.pair.symbol, feed.timeframe.name)
+        self._feeds = {feed.stream.name: feed for feed in watchlist}
+        if self._streams:
+            self._streams.keep(self._feeds)
+
+    def _lose(self, streams: Sequence[str], reason: str, refused: bool) -> None:
+        """A connection was lost: what it carried is blind, and REST is to tell what is missed."""
+        if not refused:
+            say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)
+        elif not self._unreachable:
+            self._unreachable = True
+            event = "streams unreachable, polling as without LIVE, will retry"
+            remedy = "is BINANCE_STREAM_URL right, and a firewall or proxy (HTTPS_PROXY) in between?"
+            say(logging.WARNING, event, reason=reason, remedy=remedy)
+        for feed in [self._feeds[name] for name in streams if name in self._feeds]:
+            self._blind(feed)
+
+    def _blind(self, feed: Feed) -> None:
+        if feed.stream.link is Link.BLIND:
+            return
+        feed.stream.link, feed.stream.owed_ms = Link.BLIND, self._clock.now_ms()
+        feed.due = Due(self._schedule.regular_ms(feed, self._clock.now_ms()))
+
+    def _notice_silence(self) -> None:
+        """Ask REST where a close was not told in time, or nothing for long; many on one line: it is dead."""
+        now_ms = self._clock.now_ms()
+        patience_ms = CLOSE_PATIENCE_MS[self._config.binance_market]
+        quiet_ms = self._config.max_data_age * SECOND_MS // 2
+        missed, live = Counter[int](), Counter[int]()
+        for feed in self._feeds.values():
+            if feed.stream.link is not Link.LIVE:
+                continue
+            live[feed.stream.line] += 1
+            if now_ms > feed.next_close_ms + patience_ms:
+                missed[feed.stream.line] += 1
+                self._doubt(feed)
+            elif now_ms > max(feed.fetched_ms, feed.tried_ms) + quiet_ms < feed.due.next_ms:
+                feed.due = Due(feed.due.regular_ms, now_ms)
+        for line, number in missed.items():
+            say(logging.DEBUG, "closes not told, asking REST", line=line, feeds=number)
+            if number >= max(2, live[line] * DEAD_SHARE) and self._streams:
+                self._streams.reconnect(line, "closes missing")
+
+    def stop(self) -> None:
+        """Listen no more; what a writer has been given is written, within bounds."""
+        if self._streams:
+            self._streams.stop()
+            self._streams = None
+        for feed in self._feeds.values():
+            self._blind(feed)
+        self._writers.shutdown(wait=False)
+        wait(tuple(self._writing), STOP_SECONDS)
+
+    def figures(self) -> dict[str, object] | None:
+        """How the streams are, for the status; None where they were not started."""
+        if self._watched is None:
+            return None
+        links = {
+            link: [feed.name for feed in self._feeds.values() if feed.stream.link is link] for link in Link
+        }
+        told = self._streams.figures() if self._streams else NO_STREAMS
+        return {
+            **told,
+            "queue": len(self._inbox),
+            "feeds": {link.name.lower(): len(names) for link, names in links.items()},
+            "blind": links[Link.BLIND],
+            "catching_up": links[Link.CATCHING_UP],
+        }
+
+
+# ------------------------------------------------------------------------------
+# The audit: whole windows compared with the exchange
+# ------------------------------------------------------------------------------
+
+AUDIT_WEIGHT_SHARE = 0.5  # of the exchange's limit: while more is used, the audit waits
+AUDIT_SLACK_MS = 2 * SECOND_MS  # no page is asked for so shortly before feeds are due
+
+
+class Audit:
+    """Compares the whole window of each feed with the exchange once in AUDIT_HOURS, a page at a time.
+
+    A page is asked for only when nothing is due and weight is free. What differs is corrected. The main
+    thread owns it, or the worker that it waits for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        gate: RequestGate,
+        fetcher: Fetcher,
+        writer: Writer,
+        status: Status,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._gate = gate
+        self._fetcher = fetcher
+        self._writer = writer
+        self._status = status
+        self._feed: Feed | None = None  # the one that is compared now
+        self._pages: Iterator[tuple[int, int, Candles]] = iter(())
+        self._queue: deque[Feed] = deque()  # what comes after it
+        self._due_ms = 0  # exchange time
+
+    def is_due(self, feeds: Sequence[Feed], next_ms: int) -> bool:
+        """Whether to compare a page now; the next feeds are due at ``next_ms``."""
+        if not self._config.audit_hours or not feeds or self._gate.pause_left_seconds():
+            return False
+        now_ms = self._clock.now_ms()
+        self._due_ms = self._due_ms or now_ms + self._step_ms(feeds)
+        is_free = self._gate.used_weight() <= self._gate.weight_limit * AUDIT_WEIGHT_SHARE
+        return now_ms >= self._due_ms and now_ms + AUDIT_SLACK_MS < next_ms and is_free
+
+    def _step_ms(self, feeds: Sequence[Feed]) -> int:
+        """The time from one page to the next, so that all are done in AUDIT_HOURS."""
+        candles = (feed.timeframe.candles_in_days(self._config.data_days) for feed in feeds)
+        pages = sum(-(-each // self._fetcher.page_rows) for each in candles)
+        return round(self._config.audit_hours * HOUR_MS / pages)
+
+    def step(self, feeds: Sequence[Feed]) -> None:
+        """Compare a page. Raises what `Binance.klines` does, and StoreError."""
+        self._due_ms = self._clock.now_ms() + self._step_ms(feeds)
+        page = next(self._pages, None)
+        while page is None:
+            self._queue = self._queue or deque(feeds)
+            self._feed = feed = self._queue.popleft()
+            self._due_ms = self._clock.now_ms() + self._step_ms(feeds)
+            if not feed.series or feed.known is not Known.CONFIRMED:
+                return  # another one next time
+            newest_ms = feed.timeframe.shift(feed.series.closed_end_ms, -1)
+            oldest_ms = feed.series.opens[0]
+            self._pages = self._fetcher.window(feed.pair, feed.timeframe, oldest_ms, newest_ms)
+            page = next(self._pages, None)
+        if self._feed:
+            self._compare(self._feed, *page)
+
+    def _compare(self, feed: Feed, first_ms: int, last_ms: int, candles: Candles) -> None:
+        self._status.candles.add("audited", len(candles))
+        if not feed.series:
+            return
+        first_ms = max(first_ms, feed.series.opens[0])  # the window may have moved on
+        candles = {open_ms: entry for open_ms, entry in candles.items() if open_ms >= first_ms}
+        found = differences(feed.series, candles, first_ms, last_ms)
+        found = [each for each in found if each.sent]  # the exchange takes no candle back
+        if found:
+            keep = feed.timeframe.candles_in_days(self._config.data_days)
+            self._status.corrected(feed, found)
+            feed.corrected(found, keep, self._clock.now_ms())
+            self._writer.write(feed)
+
+
+class Verdict(NamedTuple):
+    """What --verify found of a feed: how many closed candles were compared, what differs, what is wrong."""
+
+    candles: int
+    found: Sequence[Correction]
+    problem: str
+
+
+def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_ms: int) -> Verdict:
+    """Compare a feed's value in Redis with the exchange; with a time to ``repair_ms``, write what that has.
+
+    ``keep`` is N. Raises ExchangeError and StoreError.
+    """
+    writer.restore(feed)
+    if not feed.series:
+        return Verdict(0, (), "no sound value in Redis")
+    series = feed.series
+    last_ms = feed.timeframe.shift(series.closed_end_ms, -1)
+    first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - keep))
+    pages = list(fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms))
+    candles = {open_ms: entry for *_, page in pages for open_ms, entry in page.items()}
+    found = differences(series, candles, first_ms, last_ms)
+    if repair_ms and found:
+        feed.corrected(found, keep, repair_ms)
+        writer.write(feed)
+    return Verdict(len(candles), found, "")
+
+
+# ------------------------------------------------------------------------------
 # The service: joins the edges and the heart
 #
 # Theory of operation
 #
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
-# tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered and, every 15 s,
-# writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
-# serve HTTP, which reads the status and the feeds.
+# tick: each second it looks for a stop, sends the heartbeat, looks after the streams, flushes what is
+# buffered and, every 15 s, writes the status. While it waits, it takes from its inbox: messages of streams,
+# and wake-ups. With LIVE, a thread for each connection receives, and 4 writers write what was told. In
+# tet_extras, a thread waits for signals, one minds the embedded server, and others serve HTTP: they read the
+# status and the feeds.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
 # go anywhere. Other state has one owner, or a lock:
 #
-#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update; the
-#                    main thread flushes it, or notes that Redis was emptied. `due` is the main thread's alone
-#     Watchlist, Schedule, Service, Status, Writer
-#                    the main thread, or the one worker that it waits for (Service._in_worker); others read.
-#                    But a pause is saved by the worker that met it
+#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update;
+#                    meanwhile the main thread may lay a stream's candle over it: the page is laid over that.
+#                    Who writes it holds `writing`. `due` and `stream` are the main thread's alone
+#     Watchlist, Schedule, Service, Status, Writer, Live, Workers, Audit
+#                    the main thread, or the one worker that it waits for (Workers.do); others read.
+#                    But a feed is written by any thread, and a pause saved by the worker that met it
+#     Inbox          its lock: the forming candles that wait to be taken
 #     RequestGate    its lock: the pause, the weight of this minute, the token bucket
 #     Binance, Store, Tally, DayOfDelays
 #                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
 #
-# A feed's lock may be held while one of those is taken, never the other way round.
+# A feed's `writing` is taken before its lock, and that while one of the others is taken, never the other
+# way round. The main thread takes no lock that is held while somebody waits for Redis or the exchange,
+# but when it flushes.
 #
 # The life of a candle. A second after it has ended its feed is due (Schedule.due). A worker takes the feed,
 # reads its candles back from Redis if it has none in memory (Writer.restore), and asks the exchange for a
@@ -2627,15 +3363,21 @@ class Writer:
 # feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails, what Redis has
 # stays as it is, and the next cycle resumes there.
 #
+# With LIVE a candle comes by its stream, too. Its message is received (tet_extras.live), put into the inbox,
+# where forming candles coalesce (Inbox.deliver), checked as a row of REST (parse_stream_row), and laid over
+# the series if it continues that without a gap (follow, Feed.told). A close is written at once, a forming
+# candle every LIVE_WRITE_SECONDS (Live._pace). What does not continue the series, and what is not told in
+# time, makes the feed due by REST at once (Live._doubt, Live._notice_silence); what is told is proven by
+# REST in every tenth interval. A feed whose stream is silent is polled as without LIVE (Link).
+#
 # Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* once its
-# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end.
+# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end,
+# or its stream tells it as final.
 # In between it is *lagging*, and asked for again after 1, 1, 2, 3 and 4 s. What was read back from Redis is
 # *confirmed* once the exchange has repeated some of it.
 # ------------------------------------------------------------------------------
 
 SYMBOL_CHECK_MS = HOUR_MS
-STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
-TICK_SECONDS = 1.0
 
 
 class Watchlist:
@@ -2646,14 +3388,14 @@ class Watchlist:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self.feeds: dict[tuple[Pair, Timeframe], Feed] = {}
         self.invalid: dict[str, str] = {}  # symbols as configured, and why
 
     def __iter__(self) -> Iterator[Feed]:
-        return iter(tuple(self._feeds.values()))
+        return iter(tuple(self.feeds.values()))
 
     def __len__(self) -> int:
-        return len(self._feeds)
+        return len(self.feeds)
 
     def find(self, symbol: str, timeframe: str) -> Feed:
         """The feed of a pair (BTC/USDT, BTC_USDT or BTCUSDT) in a timeframe. Raises LookupError."""
@@ -2672,8 +3414,8 @@ class Watchlist:
         for name in self.invalid.keys() - invalid.keys():
             say(logging.INFO, "symbol trades again", symbol=name)
         self.invalid = invalid
-        self._feeds = {
-            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+        self.feeds = {
+            (pair, timeframe): self.feeds.get((pair, timeframe)) or Feed(pair, timeframe)
             for timeframe in self._config.timeframe
             for pair in pairs
         }
@@ -2685,7 +3427,8 @@ class Watchlist:
             if reason := unknown.get(name.replace("/", "")):
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
                 self.invalid = self.invalid | {name: reason}
-        self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.symbol not in unknown}
+        if unknown:
+            self.feeds = {key: feed for key, feed in self.feeds.items() if feed.pair.symbol not in unknown}
 
 
 def _may_draw(config: Config) -> bool:
@@ -2712,15 +3455,19 @@ class Service:
         self._store = store
         self._once = once
         self._on_filled = on_filled
-        self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
-        self._running: set[Future[None]] = set()
         self._symbols_due_ms = 0
         self._sync_again_seconds = 0.0  # monotonic
+        inbox = Inbox()
+        clock.on_stop = inbox.wake
         self.watchlist = Watchlist(config)
         self.schedule = Schedule(IntervalPolicy.of(config))
         self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
         self.fetcher = Fetcher(config, clock, binance)
         self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
+        self.live = Live(config, clock, inbox, self.writer, self.schedule, self.status)
+        self.audit = Audit(config, clock, binance.gate, self.fetcher, self.writer, self.status)
+        self.status.live = self.live.figures
+        self.workers = Workers(config, clock, inbox, self.live.take, self.tick)
         binance.on_pause = self.writer.save_pause
         self.writer.on_written = lambda announcement: self.status.on_written(announcement)
         binance.on_request = lambda seconds: self.status.observe("request", seconds)
@@ -2755,8 +3502,10 @@ class Service:
         offset_ms = round(self.status.clock_offset_ms)
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
         self._until_it_works("binance", self._check_symbols)
-        self._in_worker(partial(log_api_key, config, self._binance))
-        self._in_worker(self._restore)
+        if config.live and not self._once:
+            self.live.start(self.watchlist)
+        self.workers.do(partial(log_api_key, config, self._binance))
+        self.workers.do(self._restore)
         pairs = len({feed.pair for feed in self.watchlist})
         say(logging.INFO, "estimate", **estimate(pairs, config).facts())
 
@@ -2765,26 +3514,19 @@ class Service:
         delay = 1.0
         while True:
             try:
-                self._in_worker(act)
+                self.workers.do(act)
             except (ExchangeError, StoreError) as error:
                 if self._once:
                     raise
                 say(logging.WARNING, f"waiting for {dependency}", retry_seconds=delay, reason=str(error))
                 self.status.waiting_for = f"{dependency}: {error}"
-                self.wait(max(delay, self._store.retry_seconds if isinstance(error, StoreError) else 0.0))
+                self.workers.wait(
+                    max(delay, self._store.retry_seconds if isinstance(error, StoreError) else 0.0)
+                )
             else:
                 self.status.waiting_for = ""
                 return
             delay = min(MAX_STORE_BACKOFF_SECONDS, delay * 2)
-
-    def _in_worker(self, act: Callable[[], None]) -> None:
-        """Let a worker do what may take long, such as waiting out a ban, while the main thread ticks."""
-        self._running.add(future := self._pool.submit(act))
-        while not future.done():
-            wait([future], TICK_SECONDS)
-            self.tick()
-        self._running.discard(future)
-        future.result()
 
     def _sync_clock(self) -> None:
         self.status.clock_synced(self._binance.sync_clock())
@@ -2815,15 +3557,20 @@ class Service:
         requests_before = self._binance.requests.total()
         self.status.state = "running"
         due = self.schedule.due(self.watchlist, started_ms)
+        asked = {feed.name: feed.due for feed in due}
         with process.progress_bar(len(due) if first and _may_draw(self._config) else 0, "Backfill") as step:
-            self._work_through(due, step)
+            for taken in self.workers.work_through(deque(due), self.update, self._workers_needed):
+                step(taken)
         self.watchlist.drop_unknown()
         due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
-        regular = [feed for feed in due if feed.due.regular_ms <= started_ms]
+        regular = [feed for feed in due if asked[feed.name].regular_ms <= started_ms]
         if regular:
             failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
             self.schedule.cycle_ended(failure_rate)
-        self.schedule.plan(due, regular, started_ms, self._clock.now_ms())
+        # What became due otherwise meanwhile stays so: a stream has told, or was lost.
+        unchanged = [feed for feed in due if feed.due is asked[feed.name]]
+        planned = [feed for feed in unchanged if feed.due.regular_ms <= started_ms]
+        self.schedule.plan(unchanged, planned, started_ms, self._clock.now_ms())
         requests = self._binance.requests.total() - requests_before
         self.status.report(due, regular, requests, planned=not self._once)
         if regular:
@@ -2836,31 +3583,11 @@ class Service:
             self.idle()
             self.cycle()
 
-    def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
-        """Let workers update the feeds, no more of them than keep the exchange busy at our rate.
-
-        Each takes one feed after the other. Whether more workers are needed is seen at each tick.
-        """
-        waiting = deque(feeds)
-        most = min(self._config.concurrent_requests, self._config.batch_size)
-        while True:
-            needed = workers_needed(
-                self._config.api_requests_per_sec, self._binance.best_latency_seconds, most
-            )
-            missing = min(needed - len(self._running), len(waiting))
-            self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
-            if not self._running:
-                return
-            before = len(waiting)
-            _, self._running = wait(self._running, TICK_SECONDS)
-            step(before - len(waiting))
-            self.tick()
-
-    def _work(self, feeds: deque[Feed]) -> None:
-        """Update one feed after the other until none is left, or a stop is asked for."""
-        with suppress(IndexError, Stopped):
-            while not self._clock.is_stopped():
-                self.update(feeds.popleft())
+    def _workers_needed(self) -> int:
+        """No more than keep the exchange busy at our rate."""
+        config = self._config
+        most = min(config.concurrent_requests, config.batch_size)
+        return workers_needed(config.api_requests_per_sec, self._binance.best_latency_seconds, most)
 
     def update(self, feed: Feed) -> None:
         """Bring one feed up to date. Every failure ends here, as its error; only Stopped is raised."""
@@ -2868,11 +3595,15 @@ class Service:
         try:
             if feed.known is Known.UNREAD:
                 self.writer.restore(feed)
-            held, confirmed = feed.partial or feed.series, feed.known is Known.CONFIRMED
+            began, confirmed = feed.series, feed.known is Known.CONFIRMED
+            keep = feed.timeframe.candles_in_days(self._config.data_days)
+            held = feed.partial or began
             pages = self.fetcher.pages(feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms)
             for page in pages:
-                feed.fetched(page, self._clock.now_ms())
-                self.status.candles.add("received", page.candles)
+                if confirmed and began:
+                    self.status.corrected(feed, corrections(began, page.answer))
+                feed.fetched(page, began, keep, self._clock.now_ms())
+                self.status.candles.add("received", len(page.answer.candles))
             self.writer.write(feed)
         except Stopped:
             raise
@@ -2888,14 +3619,19 @@ class Service:
 
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
-        next_ms = min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
         self._sync_doubtful_clock()
-        while (left_ms := next_ms - self._clock.now_ms()) > 0:
-            self.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
+        while (left_ms := self._next_ms() - self._clock.now_ms()) > 0:
+            self.workers.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
             self._sync_doubtful_clock()
+            feeds = list(self.watchlist)
+            if self.audit.is_due(feeds, self._next_ms()):
+                self._try("audit", partial(self.audit.step, feeds))
         if self._clock.now_ms() >= self._symbols_due_ms:
             self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
             self._try("symbols", self._check_symbols)
+
+    def _next_ms(self) -> int:
+        return min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
 
     def _sync_doubtful_clock(self) -> None:
         if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
@@ -2905,22 +3641,16 @@ class Service:
     def _try(self, what: str, act: Callable[[], None]) -> None:
         """Let a worker do what may fail without harm, since it is done again."""
         try:
-            self._in_worker(act)
+            self.workers.do(act)
         except (ExchangeError, StoreError) as error:
             say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
-
-    def wait(self, seconds: float) -> None:
-        """Wait, ticking."""
-        until = self._clock.monotonic() + seconds
-        while (left := until - self._clock.monotonic()) > 0:
-            self._clock.sleep(min(TICK_SECONDS, left))
-            self.tick()
 
     def tick(self) -> None:
         """What cannot wait for a cycle's end: a stop, the heartbeat, the status, what is buffered."""
         self._clock.check()
         process.notify_systemd("WATCHDOG=1")
         self.status.heartbeat_seconds = self._clock.monotonic()
+        self.live.tick(self.watchlist)
         if self.writer.status_is_due():
             self.write_status()
         self.writer.flush(self.watchlist)
@@ -2935,8 +3665,8 @@ class Service:
         """Let what is in flight end, within bounds, and write the last status."""
         process.notify_systemd("STOPPING=1")
         self._clock.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(self._running, STOP_SECONDS)
+        self.live.stop()
+        self.workers.stop()
         self.status.state = "finished" if self._once and self.status.cycles else "stopped"
         self.write_status()
         self._store.close()
@@ -2991,6 +3721,9 @@ class Status:
         self.candles = figures.Tally()  # received, closed
         self.updates = figures.Tally()  # written, failed
         self.close_delays = figures.DayOfDelays()
+        self.delays_by_source = {"stream": figures.DayOfDelays(), "rest": figures.DayOfDelays()}
+        self.messages = figures.Tally()  # of streams: accepted, refused, damaged
+        self.live: Callable[[], dict[str, object] | None] = lambda: None
         self._written = self._failed = 0  # in the last cycle
         self._duration_seconds = 0.0
         self._warnings: tuple[str, ...] = ()
@@ -3005,11 +3738,24 @@ class Status:
             event = f"local clock is {word} Binance's; using exchange time"
             say(logging.WARNING, event, offset_seconds=round(offset_ms / SECOND_MS, 1))
 
-    def candle_closed(self, delay_seconds: float) -> None:
-        """Count a candle that closed while the service was there to see it."""
+    def candle_closed(self, delay_seconds: float, by_stream: bool) -> None:
+        """Count a candle that closed while the service was there, told by a stream or by REST."""
         self.candles.add("closed")
-        self.close_delays.add(delay_seconds, self._clock.now_ms())
+        for delays in (self.close_delays, self.delays_by_source["stream" if by_stream else "rest"]):
+            delays.add(delay_seconds, self._clock.now_ms())
         self.observe("candle_delay", delay_seconds)
+        if by_stream:
+            self.observe("stream_delay", delay_seconds)
+
+    def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:
+        """Count closed candles that the exchange has otherwise by now, and log both values."""
+        self.candles.add("corrected", len(found))
+        for each in found[:MAX_REASONS]:
+            held, sent = (text.replace("\\", "") for text in (each.held, each.sent))
+            say(logging.WARNING, "candle corrected by binance", feed=feed.name, held=held, sent=sent)
+        if len(found) > MAX_REASONS:
+            more = len(found) - MAX_REASONS
+            say(logging.WARNING, "more candles corrected by binance", feed=feed.name, count=more)
 
     def cycle_ended(self, feeds: Sequence[Feed], seconds: float) -> float:
         """Count a cycle over these feeds, one or more; returns the share that failed."""
@@ -3112,6 +3858,8 @@ class Status:
             "updates_failed": updates.get("failed", 0),
             "candles_received": candles.get("received", 0),
             "candles_closed": candles.get("closed", 0),
+            "candles_corrected": candles.get("corrected", 0),
+            "candles_audited": candles.get("audited", 0),
             "waiting_for": self.waiting_for or None,
             "clock_skew_ms": round(self.clock_offset_ms),
             "invalid_symbols": self._watchlist.invalid,
@@ -3119,9 +3867,20 @@ class Status:
             "warnings": list(self._warnings),
             "close_to_redis_seconds": self.close_delays.percentiles(now_ms),
             "memory_mb": round(memory, 1) if memory is not None else None,
+            "live": self._live(now_ms),
             **self._freshness(feeds, now_ms),
             **self._spent(),
         }
+
+    def _live(self, now_ms: int) -> dict[str, object] | None:
+        """The status' part about streams; None without LIVE."""
+        if (figures := self.live()) is None:
+            return None
+        delays = {name: each.percentiles(now_ms) for name, each in self.delays_by_source.items()}
+        stream, rest = (int(each["closes"] or 0) for each in delays.values())
+        share = round(stream / (stream + rest), 4) if stream + rest else None
+        told = {"messages_by_outcome": self.messages.counts(), "close_to_redis_by_source": delays}
+        return figures | told | {"closes_by_stream_share": share}
 
     def _next_cycle_ms(self) -> int:
         return min((feed.due.regular_ms for feed in self._watchlist if feed.due.regular_ms), default=0)
@@ -3256,7 +4015,7 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------
-# --status and --health-check
+# --status, --health-check and --verify
 # ------------------------------------------------------------------------------
 
 
@@ -3366,6 +4125,36 @@ def log_api_key(config: Config, binance: Binance) -> None:
         say(logging.INFO if check.ok else logging.ERROR, check.found)
 
 
+def verify(config: Config, clock: Clock, binance: Binance, store: Store, *, repair: bool) -> int:
+    """``--verify``: compare every value with the exchange and print what differs; 0 when nothing does.
+
+    With ``repair`` what differs is written as the exchange has it. Raises ExchangeError and StoreError.
+    """
+    from tet_extras.report import ago, show_verdict, verdicts_text
+
+    store.prepare()
+    if pause := store.load_pause():
+        click.echo(f"not asked: a pause of {ago(pause[0])} more is on: {pause[1]}", err=True)
+        return EXIT_FAILED
+    service = Service(config, clock, binance, store, once=True)
+    binance.sync_clock()
+    service.watchlist.update(binance.exchange_info().listings)
+    feeds, verdicts = list(service.watchlist), []
+    with process.progress_bar(len(feeds), "Verify") as step:
+        for feed in feeds:
+            keep = feed.timeframe.candles_in_days(config.data_days)
+            repair_ms = clock.now_ms() if repair else 0
+            verdict = verify_feed(feed, service.fetcher, service.writer, keep, repair_ms)
+            if repair and verdict.problem:
+                service.update(feed)
+            verdicts.append(verdict)
+            show_verdict(feed.name, verdict, iso_time)
+            step(1)
+    click.echo(verdicts_text(verdicts, binance.requests.total(), repair=repair))
+    is_well = bool(verdicts) and not any(verdict.found or verdict.problem for verdict in verdicts)
+    return EXIT_OK if is_well else EXIT_FAILED
+
+
 def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *, as_json: bool) -> int:
     """``--health-check``: print a line for each check as it is done; 0 when all is well, else 1."""
     from tet_extras.report import show_checks
@@ -3456,14 +4245,17 @@ def serve(config: Config, *, once: bool, on_filled: Callable[..., None] = lambda
         return EXIT_FAILED
 
 
-def look(config: Config, what: str, *, as_json: bool, watch: bool) -> int:
-    """``--status`` or ``--health-check``; returns the exit code."""
+def look(config: Config, what: str, *, as_json: bool, watch: bool, repair: bool) -> int:
+    """``--status``, ``--health-check`` or ``--verify``; returns the exit code."""
     clock = Clock()
     config = find_embedded(config)
     store = Store(config, clock, connect_redis(config))
-    if what == "health":
+    if what != "status":
         with connect_http(config) as http:
-            return show_health(config, clock, Binance(config, clock, http), store, as_json=as_json)
+            binance = Binance(config, clock, http)
+            if what == "verify":
+                return verify(config, clock, binance, store, repair=repair)
+            return show_health(config, clock, binance, store, as_json=as_json)
     if not watch:
         return show_status(config, store, as_json=as_json)
     code = EXIT_FAILED
@@ -3521,6 +4313,8 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--health-check", "look_at", flag_value="health", help="Check Redis, Binance, keys, data: 0 or 1."
 )
+@click.option("--verify", "look_at", flag_value="verify", help="Compare all with the exchange: 0 or 1.")
+@click.option("--repair", is_flag=True, help="With --verify: write the exchange's values.")
 @click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
 @click.option("--json", "as_json", is_flag=True, help="With --status or --health-check: as JSON.")
 @click.option("--watch", is_flag=True, help="With --status: again and again, until Ctrl-C.")
@@ -3533,6 +4327,7 @@ def main(
     check_config: bool,
     as_json: bool,
     watch: bool,
+    repair: bool,
     **flags: str | None,
 ) -> None:
     """Keep the last 30 days of Binance candles fresh in Redis.
@@ -3545,8 +4340,10 @@ def main(
       tet-data-service --public --once --symbols=BTC/USDT --timeframe=15m,1h
       tet-data-service --public --status --watch         what is there, and how fresh
     """
-    if (as_json and not look_at) or (watch and look_at != "status"):
+    if (as_json and look_at not in ("status", "health")) or (watch and look_at != "status"):
         raise click.UsageError("--json goes with --status or --health-check, --watch with --status")
+    if repair and look_at != "verify":
+        raise click.UsageError("--repair goes with --verify")
     given = {name: text for name, text in flags.items() if text is not None}
     if look_at == "status":
         given["PUBLIC_DATA"] = "true"  # it reads Redis alone: no key is needed
@@ -3557,7 +4354,7 @@ def main(
         if check_config:
             sys.exit(show_config(resolved))
         if look_at:
-            sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch))
+            sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch, repair=repair))
         start_logging(resolved.config)
     except ConfigError as error:
         lines = [f"error: {problem}" for problem in error.problems]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
@@ -85,3 +86,44 @@ def _rows(bars: Sequence[Bar], most: float) -> Iterator[str]:
             yield f'<rect class="{kind}" x="{LEFT}" y="{y}" width="{end - LEFT:.1f}" height="{BAR}" rx="2"/>'
             yield f'<text x="{end + 6:.1f}" y="{y + 15}">{value:.1f}</text>'
             y += BAR + 2
+
+
+def draw_delays(rows: Sequence[tuple[int, str, float, float]]) -> str:
+    """The chart of close to readable, a row for each number of pairs and way, with p50 and p99 in seconds.
+
+    The scale is logarithmic: it reaches from a hundredth of a second to minutes.
+    """
+    bottom, left = TOP + 34 * len(rows), 150
+    room = WIDTH - left - 90
+
+    def place(seconds: float) -> float:
+        return left + room * (math.log10(min(max(seconds, 0.01), 1000)) + 2) / 5
+
+    label = "Seconds from a candle's close to readable in Redis: " + "; ".join(
+        f"{pairs} pairs {way} p50 {p50:.2f} s, p99 {p99:.2f} s" for pairs, way, p50, p99 in rows
+    )
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 40}" width="{WIDTH}"'
+        f' height="{bottom + 40}" role="img" aria-label="{escape(label)}">',
+        f"<style>\n{STYLE}\n</style>",
+        '<text class="title" x="16" y="28">From close to readable in Redis, seconds (p50 to p99)</text>',
+        '<text class="quiet" x="16" y="50">simulated exchange on the same machine; logarithmic scale</text>',
+    ]
+    for seconds in (0.01, 0.1, 1, 10, 100, 1000):
+        at = place(seconds)
+        lines.append(f'<line class="grid" x1="{at:.1f}" y1="{TOP - 14}" x2="{at:.1f}" y2="{bottom}"/>')
+        lines.append(
+            f'<text class="quiet" x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{seconds:g}</text>'
+        )
+    for number, (pairs, way, p50, p99) in enumerate(rows):
+        y = TOP + 34 * number
+        width = max(3.0, place(p99) - place(p50))
+        css = "steady" if way == "live" else "cold"
+        lines.append(f'<text x="16" y="{y + 15}">{pairs} pairs, {way}</text>')
+        lines.append(
+            f'<rect class="{css}" x="{place(p50):.1f}" y="{y}" width="{width:.1f}" height="20" rx="3"/>'
+        )
+        lines.append(
+            f'<text class="quiet" x="{place(p99) + 8:.1f}" y="{y + 15}">{p50:.2f} to {p99:.2f}</text>'
+        )
+    return "\n".join([*lines, "</svg>\n"])

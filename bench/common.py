@@ -93,6 +93,7 @@ class Exchange:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self._answer()
         self.url, self.ahead_ms, self.warm_seconds = ready["url"], ready["ahead_ms"], ready["warm_seconds"]
+        self.stream_url = ready["stream_url"]
 
     def __enter__(self) -> Exchange:
         return self
@@ -108,7 +109,7 @@ class Exchange:
         return dict(json.loads(line))
 
     def counters(self, command: str = "count") -> dict[str, Any]:
-        """What it has counted: requests, klines requests, connections, bytes, the first request.
+        """What it has counted: requests, of klines, connections, bytes, streams' messages, the first request.
 
         With the command ``clear`` it forgets the requests thereafter (not the connections and bytes).
         """

@@ -39,6 +39,7 @@ def counted(exchange: SimulatedBinance) -> dict[str, float]:
         "klines": len(exchange.asked("klines")),
         "connections": exchange.connections,
         "bytes": exchange.bytes_sent,
+        "events": exchange.streams.messages_sent,
         "first_at": requests[0].at_monotonic if requests else 0.0,
     }
 
@@ -54,7 +55,7 @@ def main() -> None:
     local_ms = time.time_ns() // 1_000_000
     clock = SimulatedClock(start_ms=start_ms)
     with SimulatedBinance(market=market, clock=clock, weight_limit=1_000_000) as exchange:
-        ready = {"url": exchange.url, "ahead_ms": start_ms - local_ms}
+        ready = {"url": exchange.url, "stream_url": exchange.stream_url, "ahead_ms": start_ms - local_ms}
         print(json.dumps(ready | {"warm_seconds": time.monotonic() - began}), flush=True)
         for line in sys.stdin:
             print(json.dumps(counted(exchange)), flush=True)

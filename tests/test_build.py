@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
@@ -272,6 +273,23 @@ def test_sigterm_ends_it_well(built, product, exchange, redis_url, tmp_path):
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(5) == 0
         assert running.says("stopped")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_live_hears_streams(built, product, exchange, redis_url, reader, tmp_path):
+    """The library is in there, whole: a stream keeps the pair fresh, and the stop is prompt."""
+    exchange.clock.resume()
+    arguments = ["--live", f"--base-url={exchange.url}", f"--stream-url={exchange.stream_url}"]
+    with Background(product, built, tmp_path, *arguments, f"--redis={redis_url}", *SHORT) as running:
+        eventually(lambda: live_feeds(reader) == 1, 30)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(5) == 0
+
+
+def live_feeds(reader):
+    """How many feeds the status says are live."""
+    status = json.loads(reader.get("tet:system:status") or "{}")
+    return (status.get("live") or {"feeds": {"live": 0}})["feeds"]["live"]
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -277,9 +277,19 @@ def test_a_stored_value_reads_back(positions, final, closed_only):
 def test_a_merge_leaves_the_old_series_alone(first, second):
     """A series never changes: a failed write loses nothing."""
     series = tet.Series(TF).merge(candles_from(first), False, 100)
-    before = (series.body, list(series.opens), list(series.lengths))
+    before = (series.body, series.newest, list(series.opens), list(series.lengths))
     series.merge(candles_from(second, "2"), True, 3)
-    assert (series.body, list(series.opens), list(series.lengths)) == before
+    assert (series.body, series.newest, list(series.opens), list(series.lengths)) == before
+
+
+def test_a_forming_candle_that_moves_on_shares_all_else():
+    """It costs no copy of the bytes, and no memory."""
+    series = tet.Series(TF).merge(candles_from(range(50)), False, 100)
+    repeated = candles_from(range(44, 49)) | candles_from([49], "7")
+    for candles in (candles_from([49], "7"), repeated):
+        later = series.merge(candles, False, 100)
+        assert later.body is series.body
+        assert later.entry(49) == candles[START + 49 * STEP] != series.entry(49)
 
 
 def test_the_memory_of_a_month_is_below_the_target():

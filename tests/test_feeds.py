@@ -21,10 +21,16 @@ def series_of(volume="1", count=3):
     return tet.Series(TF).merge(tet.make_candles(opens, map(tet.iso_time, opens), ohlcv), False, 100)
 
 
-def page_of(volume="1", up_to_date=True, **given):
+def page_of(volume="1", up_to_date=True, exhausted_ms=0, asked_ms=0):
     """A page that a fetch has come to."""
-    facts = {"candles": 3, "exhausted_ms": 0, "lagging": False} | given
-    return tet.Page(series_of(volume), up_to_date=up_to_date, **facts)
+    series = series_of(volume)
+    candles = {open_ms: series.entry(place) for place, open_ms in enumerate(series.opens)}
+    return tet.Page(tet.Answer(candles, asked_ms), series, exhausted_ms, up_to_date)
+
+
+def fetch(feed, page, began=None):
+    """Let a feed have fetched a page, by a fetch that began with what it had, or with that series."""
+    feed.fetched(page, began or feed.series, 100, NOON_MS)
 
 
 def new_feed(pair=("BTC", "USDT"), **given):
@@ -47,8 +53,8 @@ def feed():
     """A feed whose candles are in memory and in Redis."""
     feed = new_feed()
     feed.restored(None)
-    feed.fetched(page_of(), NOON_MS)
-    feed.written(image_of())
+    fetch(feed, page_of())
+    feed.written(image_of(), NOON_MS)
     return feed
 
 
@@ -76,11 +82,11 @@ def test_a_page_of_many_is_kept_aside():
     """Only the complete series may be stored; the next fetch goes on from the partial one."""
     feed = new_feed()
     feed.restored(None)
-    feed.fetched(page_of(up_to_date=False, exhausted_ms=7), NOON_MS)
+    fetch(feed, page_of(up_to_date=False, exhausted_ms=7))
     assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.CONFIRMED, None, 7)
     assert feed.partial
     assert feed.fetched_ms == 0
-    feed.fetched(page_of(lagging=True), NOON_MS)
+    fetch(feed, page_of(asked_ms=START + 3 * STEP))
     assert feed.partial is None
     assert (len(feed.series), feed.lagging, feed.fetched_ms) == (3, True, NOON_MS)
 
@@ -94,9 +100,9 @@ def test_what_was_written_is_known(feed):
 def test_what_was_not_written_is_buffered_until_it_is(feed):
     """Whatever is fetched meanwhile; and it is written whole, for who knows what Redis has."""
     feed.not_written()
-    feed.fetched(page_of(), NOON_MS)
+    fetch(feed, page_of())
     assert (feed.buffered, feed.image) == (True, None)
-    feed.written(image_of())
+    feed.written(image_of(), NOON_MS)
     assert not feed.buffered
 
 
@@ -141,13 +147,13 @@ def test_no_history_leads_to_a_state_that_cannot_be(events):
         before = feed.series
         match event:
             case "page":
-                feed.fetched(page_of("3", up_to_date=False), NOON_MS)
+                fetch(feed, page_of("3", up_to_date=False))
                 assert feed.series is before
             case "same" | "changed":
-                feed.fetched(page_of("1" if event == "same" else "2"), NOON_MS)
+                fetch(feed, page_of("1" if event == "same" else "2"))
                 assert feed.partial is None
             case "written" if feed.series:
-                feed.written(image_of())
+                feed.written(image_of(), NOON_MS)
             case "not written":
                 feed.not_written()
             case "evicted" if not feed.buffered:

@@ -44,14 +44,31 @@ def look(exchange, redis_url):
     )
 
 
+def serving(exchange, redis_url, tmp_path, *more):
+    """The program with HTTP on, and its address in ``url``."""
+    address = f"127.0.0.1:{unused_port()}"
+    arguments = ("--public", "--days=2", PAIRS, f"--base-url={exchange.url}", f"--redis={redis_url}")
+    process = Running(tmp_path, *arguments, f"--http={address}", "--max-age=60", *more)
+    process.url = f"http://{address}"
+    return process
+
+
 @pytest.fixture
 def running(exchange, redis_url, tmp_path):
     """The service in the background with HTTP on, after its first fill."""
-    address = f"127.0.0.1:{unused_port()}"
-    arguments = ("--public", "--days=2", PAIRS, f"--base-url={exchange.url}", f"--redis={redis_url}")
-    with Running(tmp_path, *arguments, f"--http={address}", "--max-age=60") as process:
-        process.url = f"http://{address}"
+    with serving(exchange, redis_url, tmp_path) as process:
         eventually(lambda: process.says("cycle updated=2"))
+        yield process
+
+
+@pytest.fixture
+def live(exchange, redis_url, tmp_path):
+    """The same with LIVE, its two feeds kept fresh by streams."""
+    exchange.clock.resume()
+    more = ("--live", f"--stream-url={exchange.stream_url}")
+    with serving(exchange, redis_url, tmp_path, *more) as process:
+        eventually(lambda: process.says("cycle updated=2"))
+        eventually(lambda: 'tet_feeds{link="live"} 2.0' in get(f"{process.url}/metrics")[1])
         yield process
 
 
@@ -63,6 +80,26 @@ def get(url):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+# With LIVE
+
+
+def test_the_status_of_live_feeds_says_so(live, look, reader):
+    """In the table, in a sentence of 80 columns, in the object in Redis, by its schema, and as metrics."""
+    eventually(
+        lambda: json.loads(reader.get("tet:system:status") or "{}").get("live", {}).get("messages"), 30
+    )
+    done = look("--status")
+    assert done.returncode == 0, done.stdout
+    assert "live 2, catching up 0, blind 0; 1 connections, 2 streams" in done.stdout.replace("\n", " ")
+    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith(("BTC", "ETH"))] == [
+        "live"
+    ] * 2
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert_fits(json.loads(reader.get("tet:system:status")), "status.json")
+    metrics = get(f"{live.url}/metrics")[1]
+    assert re.search(r'tet_stream_messages_total{outcome="accepted"} [1-9]', metrics)
 
 
 # --status
@@ -397,13 +434,13 @@ def names_in(expressions):
     return {name for text in expressions for name in re.findall(r"\btet_[a-z_]+", text)}
 
 
-def test_dashboard_and_alerts_name_only_what_is_served(running):
+def test_dashboard_and_alerts_name_only_what_is_served(live):
     """Every metric in deploy/ is in a live scrape."""
     dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
     rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
     shown = names_in(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     alerted = names_in(rule["expr"] for rule in rules)
-    text = get(f"{running.url}/metrics")[1]
+    text = get(f"{live.url}/metrics")[1]
     served = {name.split("{")[0] for name in re.findall(r"^(tet_[^ ]+)", text, re.M)}
     served |= {name for _, name in re.findall(r"^# (HELP|TYPE) (tet_\w+)", text, re.M)}
     assert shown
@@ -411,9 +448,9 @@ def test_dashboard_and_alerts_name_only_what_is_served(running):
     assert shown | alerted <= served
 
 
-def test_the_readme_names_every_metric(running):
+def test_the_readme_names_every_metric(live):
     """The README's table has the metrics that are served, and no other."""
-    families = {f.name for f in text_string_to_metric_families(get(f"{running.url}/metrics")[1])}
+    families = {f.name for f in text_string_to_metric_families(get(f"{live.url}/metrics")[1])}
     families = {name for name in families if not name.endswith("_created")}
     readme = (PROGRAM.parent / "README.md").read_text()
     told = {name.removesuffix("_total") for name in re.findall(r"`(tet_(?!extras|data)\w+)", readme)}

@@ -67,7 +67,7 @@ def test_a_minute_without_redis_loses_nothing(exchange, tmp_path, caplog):
     assert "is Redis running there? (REDIS_ADDR)" in rig.feeds[0].failure
     fetched = len(exchange.asked())
     with rig, own_server(tmp_path, port) as (_, client):
-        in_background(lambda: rig.service.wait(60))
+        in_background(lambda: rig.service.workers.wait(60))
         eventually(lambda: client.exists(KEY))
         assert len(exchange.asked()) == fetched
         assert stored(client)["last_candle_time"] == "2026-01-15T13:00:00Z"
@@ -104,7 +104,7 @@ def test_a_redis_that_lost_everything_gets_it_again(exchange, redis_url, reader)
         before = stored(reader)["candles"]
         fetched = len(exchange.asked())
         reader.flushall()
-        in_background(lambda: rig.service.wait(60))
+        in_background(lambda: rig.service.workers.wait(60))
         eventually(lambda: reader.exists(KEY, "tet:kline:15m:ETH_USDT") == 2)
         rig.clock.stop()
     assert stored(reader)["candles"] == before
@@ -127,7 +127,7 @@ def test_a_full_redis_keeps_the_old_value_and_gets_the_new_one_later(exchange, t
         assert "raise Redis' maxmemory" in rig.feeds[0].failure
         assert client.get(KEY) == before
         client.config_set("maxmemory", "0")
-        in_background(lambda: rig.service.wait(60))
+        in_background(lambda: rig.service.workers.wait(60))
         eventually(lambda: client.get(KEY) != before)
         rig.clock.stop()
         assert is_true(exchange, stored(client))
@@ -288,7 +288,7 @@ def test_a_broken_off_fill_is_not_written_when_redis_was_emptied(exchange, redis
         exchange.faults.add("500", times=3, match=lambda params: int(params["limit"]) < 1000)
         rig.refresh()
         reader.flushall()
-        rig.service.wait(40)
+        rig.service.workers.wait(40)
         assert not reader.exists(KEY)
         rig.refresh()
     assert stored(reader)["candle_count"] == 2880
@@ -316,7 +316,7 @@ def test_one_feed_that_cannot_be_written_does_not_hold_up_the_others(exchange, r
         rig.refresh()
         reader.flushall()
         reader.rpush(KEY, "precious")
-        in_background(lambda: rig.service.wait(60))
+        in_background(lambda: rig.service.workers.wait(60))
         eventually(lambda: reader.exists("tet:kline:15m:ETH_USDT"))
         rig.clock.stop()
     assert reader.lrange(KEY, 0, -1) == ["precious"]

@@ -25,6 +25,7 @@ MEASURE = {
     "bench-freshness": "MINUTES=0.02",
     "bench-patches": "PATCHES=500",
     "bench-page": "SECONDS=1",
+    "bench-live": "PAIRS=2 SECONDS=1",
 }
 SAYS = {
     "soak": "differ from the exchange: none",
@@ -32,9 +33,10 @@ SAYS = {
     "bench-freshness": "25 pairs, 1m candles",
     "bench-patches": "500 patches",
     "bench-page": "100 clients",
+    "bench-live": "CPU per message",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
-DOCKER = {"docker-build", "docker-run", "docker-stop", "docker-logs"}
+DOCKER = {"container-test", "docker-build", "docker-run", "docker-stop", "docker-logs"}
 
 
 def make(in_checkout, *arguments):
@@ -118,7 +120,7 @@ def test_health_looks_at_the_running_service(in_checkout, exchange):
 def test_what_measures_has_a_short_form(in_checkout, target):
     """In so short a time no candle closes, an error of bench-freshness; the results in bench/ stay."""
     before = {path: path.stat().st_mtime for path in (in_checkout["cwd"] / "bench").iterdir()}
-    done = make(in_checkout, target, MEASURE[target])
+    done = make(in_checkout, target, *MEASURE[target].split())
     assert SAYS[target] in done.stdout
     assert done.returncode == 0 or "no candle closed meanwhile" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
@@ -131,7 +133,7 @@ def test_the_docker_targets_name_files_that_are_there(in_checkout, target):
     """Docker itself is not needed by the tests."""
     done = make(in_checkout, "--dry-run", target)
     assert done.returncode == 0
-    (named,) = re.findall(r"--file (\S+)", done.stdout)
+    (named,) = re.findall(r"(?:--file|python\S*) (\S+)", done.stdout)
     assert (ROOT / named).exists()
 
 

@@ -124,6 +124,15 @@ def test_a_refresh_sends_a_patch(exchange, redis_url, reader):
             assert stored(reader)["last_update"] == reader.get(TIMESTAMP_KEY)
 
 
+def test_the_blanks_behind_a_patch_are_no_damage(exchange, redis_url, reader):
+    """--status reads on, as every reader of JSON does."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        reader.set(KEY, reader.get(KEY) + " " * 7)
+        report = tet.read_report(rig.config, rig.store, NOON_MS)
+    assert [(row.state, row.candles) for row in report.rows] == [("fresh", 192)]
+
+
 def test_a_restarted_service_goes_on_with_patches(exchange, redis_url, reader):
     """What was read back is known byte for byte."""
     with started(exchange, redis_url, DATA_DAYS=30) as rig:
@@ -241,8 +250,9 @@ def test_an_instance_that_slept_does_not_write_over_a_newer_value(exchange, redi
         slow_feed = slow.feeds[0]
         exchange.clock.advance(MINUTE)
         slow.binance.sync_clock()
-        for page in slow.service.fetcher.pages(slow_feed.pair, TF, slow_feed.series, True, 0):
-            slow_feed.fetched(page, slow.clock.now_ms())
+        began = slow_feed.series
+        for page in slow.service.fetcher.pages(slow_feed.pair, TF, began, True, 0):
+            slow_feed.fetched(page, began, 192, slow.clock.now_ms())
         later(quick, HOUR)
         newer = reader.get(KEY)
         slow.binance.sync_clock()

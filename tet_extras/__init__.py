@@ -6,9 +6,11 @@ script or frozen into a binary that module is ``__main__``, and an import would 
 The optional front doors are loaded only when a setting asks for them:
 
 * ``simulated_binance``: the exchange for ``--demo``, the tests and the benchmarks.
+* ``simulated_streams``: its WebSocket streams.
 * ``demo``: what ``--demo`` adds.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
-* ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
+* ``live``: connections to the exchange's streams, for ``LIVE``.
+* ``report``: what ``--status``, ``--health-check`` and ``--verify`` find, judged and shown.
 * ``web``: HTTP, for ``HTTP_ADDR``; the page's own files are in ``page/``.
 * ``answers``, ``pairs``, ``news``: what ``web`` answers, the page's table, what changes in it.
 

@@ -26,12 +26,21 @@ def split_address(text: str) -> SplitResult:
 
 def base_url(text: str) -> str:
     """The address of an exchange: http or https, without a slash at the end."""
+    return _url(text, ("http", "https"))
+
+
+def _url(text: str, schemes: tuple[str, ...]) -> str:
     parts = split_address(text)
     if parts.username is not None or parts.password is not None:
         raise Refusal("a user name or password in it")
-    if parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-        raise ValueError("not an http or https address")
+    if parts.scheme not in schemes or parts.query or parts.fragment:
+        raise ValueError(f"not an address of {' or '.join(schemes)}")
     return text.rstrip("/")
+
+
+def stream_url(text: str) -> str:
+    """The address of an exchange's streams: ws or wss, without a slash at the end."""
+    return _url(text, ("ws", "wss"))
 
 
 def redis_address(text: str) -> str:
@@ -84,6 +93,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_within(url: str, domains: tuple[str, ...]) -> bool:
+    """Whether the host is one of these domains, or in it."""
+    host = urlsplit(url).hostname or ""
+    return any(f".{host}".endswith(f".{domain}") for domain in domains)
 
 
 def is_private(url: str) -> bool:

@@ -59,7 +59,7 @@ DEFAULT_LIMIT = 500
 MAX_LIMIT = 1_000_000
 STATUS_SECONDS = 0.5  # so old may an answered status be: a hundred who ask are answered by one look
 GZIP_FROM_BYTES = 500
-URGENT = "state paused_until waiting_for invalid_symbols failed_symbols unsaved live members health".split()
+URGENT = "state paused_until waiting_for invalid_symbols failed_symbols unsaved members health".split()
 KEPT_BYTES = 8_000_000  # of answers with candles, made once for each write
 
 Status = Mapping[str, Any]
@@ -211,7 +211,7 @@ def candle_rows(image: Any, limit: int, closed: bool) -> list[list[str]]:
     if closed:
         end = min(end, series.index(series.closed_end_ms))
     start = max(image.start, end - limit)
-    text = bytes(series.view(start, end)).decode().replace('\\"', '"')
+    text = series.joined(start, end).decode().replace('\\"', '"')
     return [[at, *candle.values()] for at, candle in json.loads(f"{{{text}}}").items()]
 
 
@@ -367,7 +367,8 @@ class Site:
         with self._lock:
             if time.monotonic() - self._status_at_seconds >= STATUS_SECONDS:
                 status = {**self._sources.status(), "health": self._sources.health()}
-                urgent = repr([status.get(name) for name in URGENT])
+                links = (status.get("live") or {}).get("feeds")
+                urgent = repr([links, *(status.get(name) for name in URGENT)])
                 self._status, self._status_at_seconds = (urgent, to_json(status)), time.monotonic()
             return self._status
 

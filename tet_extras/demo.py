@@ -46,7 +46,8 @@ def simulated(
         settings |= flags
         names = [name for name in resolve(settings).symbols if "/" in name]
         with SimulatedBinance(market=Market.random_walk(names)) as exchange:
-            config = resolve({**settings, "BINANCE_BASE_URL": exchange.url})
+            urls = {"BINANCE_BASE_URL": exchange.url, "BINANCE_STREAM_URL": exchange.stream_url}
+            config = resolve({"LIVE": "true", **settings, **urls})
             if config.http_addr:
                 click.echo(DEMO_PAGE.format(url=page_url(*config.http_addr)))
             click.echo(DEMO_BEFORE)

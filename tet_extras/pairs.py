@@ -43,6 +43,8 @@ def summary(image: Any) -> dict[str, Any]:
     ends = list(accumulate(length + 1 for length in series.lengths))
 
     def value(index: int, which: int) -> str:
+        if index == len(opens) - 1:
+            return values_of(series.newest.decode())[which]
         entry = series.body[ends[index] - series.lengths[index] - 1 : ends[index] - 1]
         return values_of(entry.decode())[which]
 

@@ -80,7 +80,7 @@ def end_process(code: int) -> NoReturn:
     """Exit even while a worker still waits for a reply that nobody needs any more."""
     logging.shutdown()
     sys.stdout.flush()
-    if any(thread.name.startswith("worker") for thread in threading.enumerate()):
+    if any(thread.name.startswith(("worker", "writer")) for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
 

@@ -17,7 +17,9 @@ import click
 
 MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
 
-_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*})$')
+_TAIL = re.compile(
+    r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*}) *$'
+)  # blanks: of a patch
 
 
 class Row(NamedTuple):
@@ -67,10 +69,21 @@ def make_report(
     now_seconds = local_seconds
     if isinstance(status.get("written"), str):
         now_seconds = seconds_of(status["written"]) + (status_age_seconds or 0)
-    failed = status.get("failed_symbols") or {}
-    rows = [_row(*tail, now_seconds, max_age_seconds, failed) for tail in tails]
+    failed, links = status.get("failed_symbols") or {}, _links(status)
+    rows = [_row(*tail, now_seconds, max_age_seconds, failed, links) for tail in tails]
     problems = list(_problems_in(status, status_age_seconds, rows, max_age_seconds))
     return Report(status, status_age_seconds, rows, problems)
+
+
+def _links(status: Mapping[str, Any]) -> dict[str, str]:
+    """With LIVE, for each pair and timeframe: live, catching up by REST, or polled (its stream is blind)."""
+    live = status.get("live")
+    if not live:
+        return {}
+    frames = status.get("timeframes") or ()
+    names = {f"{symbol} {frame}": "live" for symbol in status.get("symbols") or () for frame in frames}
+    names |= dict.fromkeys(live.get("catching_up", ()), "catching up")
+    return names | dict.fromkeys(live.get("blind", ()), "polled")
 
 
 def seconds_of(text: str) -> float:
@@ -86,6 +99,7 @@ def _row(
     now_seconds: float,
     max_age_seconds: int,
     failed: Mapping[str, str],
+    links: Mapping[str, str],
 ) -> Row:
     """Read a value's end alone, so that a glance at 500 pairs need not read 200 MB."""
     match = _TAIL.search(tail.decode(errors="replace")) if isinstance(tail, bytes) else None
@@ -99,9 +113,9 @@ def _row(
         with suppress(ValueError):
             updated_seconds = seconds_of(timestamp.decode(errors="replace"))
     age_seconds = max(0.0, now_seconds - updated_seconds)
-    failing = f"{symbol} {timeframe}" in failed
-    state = "stale" if age_seconds > max_age_seconds else "failing" if failing else "fresh"
-    return Row(symbol, timeframe, *facts, age_seconds, match[1] if match else "", state)
+    name = f"{symbol} {timeframe}"
+    state = "stale" if age_seconds > max_age_seconds else "failing" if name in failed else links.get(name, "")
+    return Row(symbol, timeframe, *facts, age_seconds, match[1] if match else "", state or "fresh")
 
 
 def _problems_in(
@@ -180,6 +194,8 @@ def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -
         f"weight {of('used_weight')} of {of('weight_limit')}, requests {of('requests')}, "
         f"failed attempts {sum((of('request_errors') or {}).values())}, memory {of('memory_mb')} MB"
     )
+    if of("live"):
+        yield from textwrap.wrap(_streams_line(of("live")), 80)
     delays = of("close_to_redis_seconds") or {}
     if delays.get("closes"):
         shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
@@ -191,6 +207,20 @@ def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -
     for title, entries in (("invalid", of("invalid_symbols")), ("failed", of("failed_symbols"))):
         for name, reason in (entries or {}).items():
             yield from textwrap.wrap(f"{title}: {name}: {reason}", 80, subsequent_indent="  ")
+
+
+def _streams_line(live: Mapping[str, Any]) -> str:
+    """How the streams are, in a sentence."""
+    feeds, reconnects = live["feeds"], sum(live.get("reconnects", {}).values())
+    share = live.get("closes_by_stream_share")
+    by_stream = "" if share is None else f", {share:.1%} of closes by stream"
+    silence = live.get("last_message_age_seconds")
+    heard = "nothing heard" if silence is None else f"last message {ago(silence)} ago"
+    return (
+        f"live {feeds['live']}, catching up {feeds['catching_up']}, blind {feeds['blind']}; "
+        f"{live['connections']} connections, {live['streams']} streams, "
+        f"{live['messages_per_second']} messages/s, {heard}, {reconnects} reconnects{by_stream}"
+    )
 
 
 def report_json(report: Report) -> str:
@@ -229,3 +259,31 @@ def config_table(rows: Iterable[tuple[str, str, str]]) -> str:
         cells = ([name], textwrap.wrap(value.replace(",", ", "), 30), textwrap.wrap(origin, 23))
         lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
+
+
+def show_verdict(name: str, verdict: Any, iso_time: Callable[[int], str]) -> None:
+    """Print what --verify found of a feed (candles, found, problem), if anything is wrong."""
+    if verdict.problem:
+        click.echo(f"{name}: {verdict.problem}")
+    for each in verdict.found:
+        click.echo(f"{name} {iso_time(each.open_ms)}")
+        for where, entry in (("redis", each.held), ("binance", each.sent)):
+            click.echo(f"  {where:<8} {_plain(entry) or 'no candle'}")
+
+
+def _plain(entry: str) -> str:
+    """A candle's entry as people read it: ``open 1, high 2, low 1, close 2, volume 5``."""
+    _, _, values = entry.replace("\\", "").partition(":{")
+    return values.rstrip("}").replace('"', "").replace(":", " ").replace(",", ", ")
+
+
+def verdicts_text(verdicts: Sequence[Any], requests: int, *, repair: bool) -> str:
+    """The summary of --verify."""
+    candles = sum(verdict.candles for verdict in verdicts)
+    differing = [verdict for verdict in verdicts if verdict.found or verdict.problem]
+    found = sum(len(verdict.found) for verdict in verdicts)
+    text = f"{candles:,} closed candles of {len(verdicts)} values compared in {requests} requests: "
+    if not differing:
+        return text + ("no difference" if verdicts else "there is no symbol to look at")
+    text += f"{found} differ, {len(differing)} values are wrong"
+    return text + ("; written as the exchange has them" if repair else "; --verify --repair mends them")

@@ -3,7 +3,8 @@
 It is a real HTTP server on loopback that speaks the part of Binance's REST interface a reader of
 candles needs: ping, time, exchangeInfo and klines, spot and USD-M futures, and the signed question
 what an API key may do. Request weight, 429 and 418, stale answers after a close, damaged bodies and
-broken connections are part of it. Its market is invented (a random walk that is the same in every
+broken connections are part of it. The kline streams on the same port stand in `simulated_streams`.
+Its market is invented (a random walk that is the same in every
 process) or a recording (a CSV file of real candles, moved to now). It asks nobody anything.
 
 By hand, then point a client at the address it prints:
@@ -21,6 +22,7 @@ In a test, with the exchange's time in your hand:
         clock.advance(900)                        # a 15m candle closes
         assert exchange.asked("klines")[-1].status == 200
         truth = exchange.klines("BTCUSDT", "15m", limit=10)  # what a true answer holds now
+        exchange.streams.cut()  # and every stream connection is gone
 
 Words: a *kline* is the array of twelve fields Binance sends; its *open time* names it; the newest
 one is *forming* until its interval is over. *Weight* is what a request costs of a minute's budget.
@@ -42,6 +44,7 @@ import select
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -60,6 +63,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+if not __package__:  # started as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tet_extras.simulated_streams import Streams
+
 SECOND_MS = 1_000
 MINUTE_MS = 60 * SECOND_MS
 HOUR_MS = 60 * MINUTE_MS
@@ -74,6 +82,7 @@ GZIP_FROM_BYTES = 1024
 API_KEY, SECRET_KEY = "sim-key", "sim-secret"  # unless a test chooses others
 # How far before the close a stale answer looks back, while close_lag_seconds lasts.
 STALE_BY_MS = 1500
+HANDSHAKE_SECONDS = 10.0  # for a client's part of TLS
 
 JSON_TYPE = "application/json;charset=UTF-8"
 HTML_TYPE = "text/html"
@@ -113,6 +122,11 @@ class SimulatedClock:
         self._frozen = False
         self._anchor_ms = float(time.time_ns() // 1_000_000 if start_ms is None else start_ms)
         self._anchor_seconds = time.monotonic()
+
+    @property
+    def speed(self) -> float:
+        """Its seconds for one of ours, while it runs."""
+        return self._speed
 
     def now_ms(self) -> int:
         """The exchange's time in milliseconds."""
@@ -559,6 +573,39 @@ class Market:
                 last = begin - 1
         return found
 
+    def row(self, symbol: str, interval_name: str, index: int, now_ms: int) -> str | None:
+        """One kline as a stream tells it; None where nothing is traded."""
+        listing, interval = self.symbols.get(symbol), INTERVALS[interval_name]
+        open_ms = interval.open_ms(index)
+        if listing is None or listing.status != "TRADING" or not self.source.serves(interval):
+            return None
+        if open_ms < max(listing.listed_ms, self.source.first_ms) or open_ms > now_ms:
+            return None
+        if listing.delisted_ms is not None and open_ms >= listing.delisted_ms:
+            return None
+        until_ms = min(now_ms + 1, interval.open_ms(index + 1))
+        return _amended(listing, interval, index, self.source.forming(symbol, interval, index, until_ms))
+
+    def price(self, symbol: str, now_ms: int) -> str | None:
+        """The last price, for a stream; None where nothing is traded."""
+        finest = next(interval for interval in INTERVALS.values() if self.source.serves(interval))
+        row = self.row(symbol, finest.name, finest.index_at(now_ms), now_ms)
+        return json.loads(row)[4] if row else None
+
+    def correct(self, symbol: str, interval_name: str, open_ms: int, close: str) -> None:
+        """From now on this candle has another close, as if the exchange had corrected it.
+
+        What streams have told stays told. High and low follow where the close lies beyond them.
+        """
+        interval = INTERVALS[interval_name]
+        index = interval.index_at(open_ms)
+        row = self.row(symbol, interval_name, index, interval.open_ms(index + 1) - 1)
+        if row is None:
+            raise ValueError(f"{symbol} has no {interval_name} candle at {open_ms}")
+        first, high, low, _, volume = json.loads(row)[1:6]
+        values = [first, max(high, close, key=Decimal), min(low, close, key=Decimal), close, volume]
+        self.symbols[symbol].overrides[interval_name, open_ms] = values
+
     def _between(
         self,
         symbol: str,
@@ -568,11 +615,12 @@ class Market:
         now_ms: int,
     ) -> list[str]:
         """The klines there are among these numbers, the forming one as it is at `now_ms`."""
-        rows = self.source.closed(symbol, interval, first, last)
-        if interval.index_at(now_ms) == last:
+        is_forming = interval.index_at(now_ms) == last
+        rows = self.source.closed(symbol, interval, first, last - is_forming)
+        if is_forming:
             # now_ms names a millisecond that has passed in full; so the last one of a candle
             # already shows what stays.
-            rows[-1] = self.source.forming(symbol, interval, last, now_ms + 1)
+            rows.append(self.source.forming(symbol, interval, last, now_ms + 1))
         listing = self.symbols[symbol]
         if listing.halts or listing.overrides:
             numbered = enumerate(rows, first)
@@ -801,7 +849,8 @@ class SimulatedBinance:
 
     `weight_limit` is the budget of a minute; for futures it is 2400, unless another than the usual
     one is given here. One counter serves both. `latency_seconds` passes before each reply. The keys
-    are those that apiRestrictions accepts. After stop(), start() serves again at the same port.
+    are those that apiRestrictions accepts. With an `ssl_context` it speaks TLS, and `url` is https.
+    After stop(), start() serves again at the same port.
     """
 
     def __init__(
@@ -814,8 +863,10 @@ class SimulatedBinance:
         api_key: str = API_KEY,
         secret_key: str = SECRET_KEY,
         clock: SimulatedClock | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.market = market or Market.random_walk()
+        self.ssl_context = ssl_context
         self.clock = clock or SimulatedClock()
         self.port = port  # 0 until started: any free one
         self.weight_limit = weight_limit
@@ -850,6 +901,7 @@ class SimulatedBinance:
         self._banned_until_ms = 0
         self._bans = 0
         self._server: _Server | None = None
+        self.streams = Streams(self, INTERVALS)
 
     # What a test or a benchmark uses.
 
@@ -864,6 +916,7 @@ class SimulatedBinance:
         """Serve on loopback, in daemon threads, until stop()."""
         self._server = _Server(self)
         self.port = self._server.server_address[1]
+        self.streams.start()
         threading.Thread(
             target=self._server.serve_forever, args=(0.01,), name="simulated-binance", daemon=True
         ).start()
@@ -871,13 +924,19 @@ class SimulatedBinance:
     def stop(self) -> None:
         """Close the port and every connection, whatever is going on there."""
         server, self._server = self._server, None
+        self.streams.stop()
         if server:
             server.stop()
 
     @property
     def url(self) -> str:
         """The base URL, known once it is started."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.ssl_context else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def stream_url(self) -> str:
+        """The base URL of the streams, without a path, known once it is started."""
+        return f"{'wss' if self.ssl_context else 'ws'}://127.0.0.1:{self.port}"
 
     @property
     def open_connections(self) -> int:
@@ -1161,6 +1220,23 @@ class _Server(socketserver.ThreadingTCPServer):
             self.open_sockets.add(request)
         super().process_request(request, client_address)
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        context = self.exchange.ssl_context
+        if context is None:
+            super().finish_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):  # the client's side of the handshake went wrong
+            secured = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            with self._changed:
+                self.open_sockets.add(secured)
+            try:
+                secured.settimeout(HANDSHAKE_SECONDS)
+                secured.do_handshake()
+                secured.settimeout(None)
+                super().finish_request(secured, client_address)
+            finally:
+                self.shutdown_request(secured)
+
     def shutdown_request(self, request: Any) -> None:
         # Only close: the usual shutdown before it would send a FIN ahead of a wanted reset.
         request.close()
@@ -1175,7 +1251,8 @@ class _Server(socketserver.ThreadingTCPServer):
         with self._changed:
             for connection in self.open_sockets:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    # The socket's own, where TLS is spoken: it waits for nobody.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
             self._changed.wait_for(lambda: not self.open_sockets, timeout=2)
 
 
@@ -1201,6 +1278,9 @@ class _Connection(socketserver.StreamRequestHandler):
         headers = self._read_headers()
         self.rfile.read(int(headers.get("content-length") or 0))
         exchange = self.server.exchange
+        if method == "GET" and exchange.streams.wants(target, headers):
+            exchange.streams.serve(self.connection, target, headers)
+            return False
         reply = exchange.respond(method, target, headers)
         if exchange.latency_seconds:
             self.server.stopping.wait(exchange.latency_seconds)
@@ -1334,7 +1414,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with exchange:
             listed = len(market.symbols)
-            print(f"simulated market ({kind}, {listed} symbols) at {exchange.url}", flush=True)
+            print(f"simulated market ({kind}, {listed} symbols), streams at {exchange.stream_url},", end=" ")
+            print(f"REST at {exchange.url}", flush=True)
             threading.Event().wait()
     except OSError as error:
         parser.error(f"cannot listen on port {options.port}: {error}")

@@ -54,6 +54,11 @@ HISTOGRAMS = {
         "Time from a candle's close to its being in Redis.",
         (1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 30, 60),
     ),
+    "stream_delay": (
+        "tet_stream_delay_seconds",
+        "The same, of closes that a stream has told.",
+        (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 4, 10),
+    ),
 }
 
 
@@ -65,6 +70,11 @@ def seconds(text: str | None) -> float | None:
 def pause_left(status: Status) -> float:
     """Seconds that a pause lasts from when the status was made; 0 when there is none."""
     return max(0.0, (seconds(status["paused_until"]) or 0.0) - (seconds(status["written"]) or 0.0))
+
+
+def live(status: Status, name: str) -> Any:
+    """A figure of the streams; None without LIVE."""
+    return (status.get("live") or {}).get(name)
 
 
 #: Gauges: the metric, its help, and its value from the status; None is left out.
@@ -83,6 +93,14 @@ GAUGES: tuple[tuple[str, str, Callable[[Status], float | None]], ...] = (
     ("tet_memory_bytes", "Resident memory.", lambda s: s["memory_mb"] and s["memory_mb"] * 1e6),
     ("tet_threads", "Threads alive.", lambda s: threading.active_count()),
     ("tet_uptime_seconds", "Time since the start.", lambda s: s["uptime_seconds"]),
+    ("tet_stream_connections", "Open connections to streams.", lambda s: live(s, "connections")),
+    ("tet_streams", "Streams subscribed to.", lambda s: live(s, "streams")),
+    (
+        "tet_stream_message_age_seconds",
+        "Since data came last.",
+        lambda s: live(s, "last_message_age_seconds"),
+    ),
+    ("tet_stream_queue", "Messages waiting.", lambda s: live(s, "queue")),
     (
         "tet_last_cycle_timestamp_seconds",
         "When the least recently tried feed was tried.",
@@ -102,9 +120,21 @@ COUNTERS: tuple[tuple[str, str, str, Callable[[Status], Mapping[str, float]]], .
     ("tet_request_errors_total", "Failed attempts.", "kind", lambda s: s["request_errors"]),
     (
         "tet_candles_total",
-        "Candles received, and candles that closed.",
+        "Candles received, closed, audited, and corrected after they had closed.",
         "outcome",
-        lambda s: {"received": s["candles_received"], "closed": s["candles_closed"]},
+        lambda s: {name: s[f"candles_{name}"] for name in ("received", "closed", "audited", "corrected")},
+    ),
+    (
+        "tet_stream_messages_total",
+        "Messages of streams.",
+        "outcome",
+        lambda s: live(s, "messages_by_outcome") or {},
+    ),
+    (
+        "tet_stream_reconnects_total",
+        "Connections to streams that were lost or renewed.",
+        "reason",
+        lambda s: live(s, "reconnects") or {},
     ),
 )
 
@@ -174,6 +204,10 @@ class WebServer:
         build = GaugeMetricFamily("tet_build_info", "The version that runs.", labels=["version"])
         build.add_metric([status["version"]], 1)
         yield build
+        feeds = GaugeMetricFamily("tet_feeds", "Feeds by who keeps them fresh.", labels=["link"])
+        for link, count in (live(status, "feeds") or {}).items():
+            feeds.add_metric([link], count)
+        yield feeds
         if self._sources.ages:
             text, labels = "Time since the last good update.", ["symbol", "timeframe"]
             ages = GaugeMetricFamily("tet_symbol_data_age_seconds", text, labels=labels)

@@ -75,12 +75,21 @@ function showList(list, texts) {
   texts.forEach((text, index) => put(list.children[index], text));
 }
 
-/** How the data comes, in words; `live` is there where the service follows a stream. */
+/** How the data comes, in words: by the exchange's streams, with how many of the feeds are not followed now. */
 function sourceOf(status) {
-  const live = status.live;
-  if (live === undefined || live === null || live === false) return "polling";
-  if (typeof live === "string") return live;
-  return (typeof live === "object" && (live.state ?? live.word)) || "live";
+  const feeds = status.live?.feeds;
+  if (!feeds) return "polling";
+  const words = [["live", feeds.live], ["catching up", feeds.catching_up], ["blind", feeds.blind]];
+  const told = words.filter(([, count]) => count).map(([word, count]) => `${count} ${word}`);
+  return feeds.live && told.length === 1 ? "stream" : told.join(", ") || "stream";
+}
+
+/** Who keeps a series fresh, where the service follows streams: live, catching up or blind. */
+export function linkOf(status, symbol, timeframe) {
+  if (!status?.live) return "";
+  const name = `${symbol} ${timeframe}`;
+  if (status.live.blind?.includes(name)) return "blind";
+  return status.live.catching_up?.includes(name) ? "catching up" : "live";
 }
 
 function membersOf(status) {

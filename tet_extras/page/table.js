@@ -1,6 +1,7 @@
 // The table of pairs: a row each, sorted by a click, filtered as you type, one timeframe at a time.
 
 import { chartPath, completeness, gridOf, lengthOf, put, putChange, shortTime, span, wayOf } from "./format.js";
+import { linkOf } from "./health.js";
 
 const $ = (id) => document.getElementById(id);
 const STATES = ["stale", "missing", "failing", "fresh"];
@@ -164,10 +165,16 @@ export class TableView {
     put(cells.complete, row.updated ? completeness(row.completeness) : "–");
     cells.complete.toggleAttribute("data-short", Boolean(row.updated) && row.completeness < 1);
     put(cells.state.firstElementChild, row.state);
-    put(cells.state.lastElementChild, row.reason);
-    cells.state.title = row.reason;
+    this.#showState(entry);
     this.#showAge(entry);
     if (entry.seen) this.#drawSpark(entry);
+  }
+
+  /** The reason, or who keeps the pair fresh; this is in the status. */
+  #showState({ cells, row }) {
+    const words = row.reason || linkOf(this.#feed.status, row.symbol, row.timeframe);
+    put(cells.state.lastElementChild, words);
+    if (cells.state.title !== words) cells.state.title = words;
   }
 
   #tick(cell, way) {
@@ -193,9 +200,12 @@ export class TableView {
     entry.cells.spark.firstElementChild.setAttribute("aria-label", `Course of ${symbol} over the window`);
   }
 
-  /** Once a second: ages grow. */
+  /** Once a second: ages grow, and links may have changed. */
   tick() {
-    for (const entry of this.#entries.values()) this.#showAge(entry);
+    for (const entry of this.#entries.values()) {
+      this.#showAge(entry);
+      this.#showState(entry);
+    }
   }
 
   /** Put the rows in order, those that the filter leaves; only what is out of place is moved. */

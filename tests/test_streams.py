@@ -1,0 +1,474 @@
+"""What a stream's message may change, the inbox, and the transport of streams."""
+
+from __future__ import annotations
+
+import json
+import queue
+import ssl
+import threading
+from contextlib import closing
+from itertools import pairwise
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+from rig import FastClock, eventually, settings
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+import tet_data_service as tet
+from tet_extras import live
+from tet_extras.simulated_binance import Market, SimulatedBinance
+from tet_extras.simulated_streams import StallingRelay
+
+TF = tet.TIMEFRAMES["1m"]
+START = 1_768_478_820_000
+STEP = TF.step_ms
+KEEP = 20
+
+
+def candle(number, volume, price="1"):
+    """One candle, as a message or a reply brings it."""
+    open_ms = START + number * STEP
+    columns = [[price]] * 4 + [[str(volume)]]
+    return tet.make_candles([open_ms], [tet.iso_time(open_ms)], columns)
+
+
+def series_of(*volumes, is_closed=False):
+    """A series of candles with these volumes."""
+    candles: tet.Candles = {}
+    for number, volume in enumerate(volumes):
+        candles |= candle(number, volume)
+    return tet.Series(TF).merge(candles, is_closed, KEEP)
+
+
+def volumes(series):
+    """The volumes of a series, the oldest first."""
+    return [tet.entry_volume(series.entry(place)) for place in range(len(series))]
+
+
+# What a message may change
+
+
+CASES = [
+    ("the forming candle moves on", False, (1, 5, False), [9, 5], False),
+    ("it is told as final", False, (1, 5, True), [9, 5], True),
+    ("final as it was", False, (1, 2, True), [9, 2], True),
+    ("the next candle follows a final one", True, (2, 1, False), [9, 2, 1], False),
+    ("the next candle, final at once", True, (2, 1, True), [9, 2, 1], True),
+    ("told before", False, (1, 2, False), [9, 2], False),
+    ("a state that was overtaken", False, (1, 1, False), [9, 2], False),
+    ("a state from before the close", True, (1, 1, False), [9, 2], True),
+    ("a close told twice", True, (1, 2, True), [9, 2], True),
+    ("an old close told twice", False, (0, 9, True), [9, 2], False),
+    ("a state of an old candle", False, (0, 8, False), [9, 2], False),
+    ("the next candle, its predecessor not told as final", False, (2, 1, False), None, None),
+    ("a gap", True, (3, 1, False), None, None),
+    ("a gap after a forming candle", False, (4, 1, True), None, None),
+    ("less than what is held, as final", False, (1, 1, True), None, None),
+    ("otherwise than what is final", True, (1, 3, True), None, None),
+    ("more than what is final", True, (1, 3, False), None, None),
+    ("otherwise than an old one", False, (0, 8, True), None, None),
+    ("from before the window", False, (-5, 8, True), None, None),
+]
+
+
+@pytest.mark.parametrize(("why", "held_is_closed", "told", "expected", "is_closed"), CASES)
+def test_a_message_continues_a_series_or_rest_is_asked(why, held_is_closed, told, expected, is_closed):
+    """Where REST has to tell, nothing changes."""
+    number, volume, closed = told
+    series = tet.follow(series_of(9, 2, is_closed=held_is_closed), candle(number, volume), closed, KEEP)
+    assert (series and volumes(series)) == expected, why
+    if series:
+        assert series.newest_is_closed is is_closed
+
+
+@given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 3)), max_size=60), st.randoms())
+def test_no_order_of_true_messages_makes_a_wrong_candle(lost_or_moved, chance):
+    """Doubled, swapped, or lost: what is held as closed is what the exchange has."""
+    told = [(number, volume, volume == 4) for number in range(12) for volume in range(5)]
+    for place, what in lost_or_moved:
+        place = min(place, len(told) - 1)
+        if what == 0 and len(told) > 1:
+            del told[place]
+        elif what == 1:
+            told.insert(chance.randrange(len(told)), told[place])
+        else:
+            told.insert(max(0, place - what), told.pop(place))
+    series = series_of(1)
+    for number, volume, closed in told:
+        after = tet.follow(series, candle(number, volume + 1), closed, KEEP)
+        if after:
+            assert after.closed_end_ms >= series.closed_end_ms
+            assert after.opens[-1] >= series.opens[-1]
+            series = after
+        closed_volumes = volumes(series)[: series.stored_count(closed_only=True)]
+        assert closed_volumes == [5.0] * len(closed_volumes)
+
+
+def message_of(**given):
+    """A message about the minute at START, as the transport hands it over."""
+    k = {"t": START, "T": START + STEP - 1, "s": "BTCUSDT", "i": "1m", "x": False}
+    k |= {"o": "1.50", "h": "2.00", "l": "1.00", "c": "1.20", "v": "3.0"} | given
+    return live.parse_kline({"e": "kline", "E": START + 5, "s": "BTCUSDT", "k": k}, 0)
+
+
+def test_a_message_is_checked_as_a_row_of_rest():
+    """And becomes the same candle."""
+    body = f'[[{START},"1.50","2.00","1.00","1.20","3.0",{START + STEP - 1},"0",0,"0","0","0"]]'
+    expected = tet.parse_klines(body.encode(), TF, START, START, 1)
+    assert tet.parse_stream_row(message_of(), TF, START) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"o": "0"},
+        {"h": "1.4"},
+        {"v": "-1"},
+        {"v": "NaN"},
+        {"c": None},
+        {"c": 1.2},
+        {"c": '1.2","9'},
+        {"t": START + 1},
+        {"t": True},
+        {"t": START + STEP},
+        {"T": START + STEP},
+        {"T": str(START)},
+        {"x": True},
+    ],
+)
+def test_what_cannot_be_is_no_candle(given):
+    """By REST's rules; nor is a candle from the future, or a close before the end."""
+    with pytest.raises(tet.BadReply):
+        tet.parse_stream_row(message_of(**given), TF, START + 1000)
+
+
+@pytest.mark.parametrize("data", [None, 7, [], {}, {"e": "kline"}, {"e": "kline", "k": 5, "E": 1}])
+def test_what_is_no_event_is_refused(data):
+    """The frame counts as damaged."""
+    with pytest.raises(ValueError, match="no event"):
+        live.parse_kline(data, 0)
+    assert live.parse_kline({"e": "markPriceUpdate"}, 0) is None
+
+
+# The inbox
+
+
+def deliver(inbox, *told):
+    """Put messages in: stream, event time, whether it is a close."""
+    for stream, event_ms, closed in told:
+        inbox.deliver(live.Message(stream, event_ms, (), closed, 0))
+
+
+def taken(inbox):
+    """All that waits, in order."""
+    clock, found = tet.Clock(), []
+    while len(inbox):
+        if message := inbox.take(clock, 0):
+            found.append((message.stream, message.event_ms, message.closed))
+    return found
+
+
+def test_forming_candles_coalesce_and_closes_never():
+    """The newest wins; a close comes before what follows it, and after it nothing older."""
+    inbox = tet.Inbox()
+    deliver(inbox, ("a", 1, False), ("b", 1, False), ("a", 2, False), ("a", 1, False))
+    deliver(inbox, ("a", 3, True), ("a", 4, False), ("a", 5, True), ("a", 6, False), ("a", 7, False))
+    assert taken(inbox) == [("b", 1, False), ("a", 3, True), ("a", 5, True), ("a", 7, False)]
+    inbox.wake()
+    assert taken(inbox) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans())))
+def test_each_streams_messages_stay_in_order(steps):
+    """Whatever is taken in between."""
+    inbox, found, sent = tet.Inbox(), [], []
+    for event_ms, (stream, closed, take) in enumerate(steps):
+        sent.append((stream, event_ms, closed))
+        deliver(inbox, sent[-1])
+        if take and (message := inbox.take(tet.Clock(), 0)):
+            found.append((message.stream, message.event_ms, message.closed))
+    found += taken(inbox)
+    for stream in "abc":
+        mine = [each for each in found if each[0] == stream]
+        assert mine == sorted(mine)
+        assert [each for each in mine if each[2]] == [each for each in sent if each[0] == stream and each[2]]
+        newest = [each for each in sent if each[0] == stream][-1:]
+        assert not newest or mine[-1:] == newest
+
+
+# The transport's parts
+
+
+def test_names_go_out_in_messages_that_the_exchange_answers():
+    """Under 4,000 bytes each, one method at a time, in order, all of them."""
+    commands, names = live.Commands(), [f"symbol{number:05d}usdt@kline_15m" for number in range(1000)]
+    commands.add("SUBSCRIBE", names)
+    commands.add("UNSUBSCRIBE", names[:2])
+    sent = []
+    while commands:
+        sent.append(commands.next())
+    assert max(map(len, sent)) <= 4000
+    decoded = [json.loads(text) for text in sent]
+    assert [name for each in decoded if each["method"] == "SUBSCRIBE" for name in each["params"]] == names
+    assert decoded[-1]["params"] == names[:2]
+    assert [each["id"] for each in decoded] == list(range(1, len(sent) + 1))
+    assert len(sent) <= 12
+
+
+def test_a_lag_counts_when_it_grows():
+    """Whatever the clocks say: only against the least that was seen."""
+    lag = live.Lag()
+    for second in range(40):
+        lag.add(3600.0 + (second % 3), second)
+    assert lag.growth_seconds == 0
+    for second in range(40, 65):
+        lag.add(3600.0 + (second - 40) / 2, second)
+    assert lag.growth_seconds > 4
+
+
+@given(st.integers(0, 10**13), st.floats(1, 1080))
+def test_every_feed_is_proven_once_in_ten_intervals(now_ms, interval_seconds):
+    """And each interval has its share of them."""
+    at_ms = tet.next_proof_ms("BTC/USDT 15m", now_ms, interval_seconds)
+    interval_ms = round(interval_seconds * 1000)
+    assert now_ms < at_ms <= now_ms + 10 * interval_ms
+    assert tet.next_proof_ms("BTC/USDT 15m", at_ms, interval_seconds) - at_ms == 10 * interval_ms
+    turns = {tet.next_proof_ms(f"P{number}/USDT 15m", now_ms, interval_seconds) for number in range(200)}
+    assert len(turns) == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "wss://data-stream.binance.vision"),
+        ({"BINANCE_MARKET": "usdm"}, "wss://fstream.binance.com/market"),
+        ({"BINANCE_BASE_URL": "https://api4.binance.com"}, "wss://data-stream.binance.vision"),
+        ({"BINANCE_STREAM_URL": "wss://proxy.example/x/"}, "wss://proxy.example/x"),
+        ({"BINANCE_BASE_URL": "https://binance.com.evil.example"}, ""),
+    ],
+)
+def test_the_streams_are_those_of_the_market(given, expected):
+    """Those of an exchange that is not Binance's own are not guessed."""
+    assert settings(**given).binance_stream_url == expected
+
+
+def test_live_beside_another_exchange_needs_its_streams():
+    """Else candles of two exchanges would be mixed."""
+    with pytest.raises(tet.ConfigError, match="BINANCE_STREAM_URL: missing"):
+        settings(LIVE="true", BINANCE_BASE_URL="http://127.0.0.1:1")
+    with_keys = {"PUBLIC_DATA": "false", "BINANCE_API_KEY": "a", "BINANCE_SECRET_KEY": "b"}
+    assert settings(**with_keys).binance_stream_url == "wss://stream.binance.com:9443"
+
+
+# Connections, to the simulated exchange
+
+
+NAMES = [f"P{number:03d}/USDT" for number in range(300)]
+STREAMS = [live.kline_stream(name.replace("/", ""), "1m") for name in NAMES]
+
+
+@pytest.fixture
+def exchange():
+    """An exchange with many pairs, in real time."""
+    with SimulatedBinance(market=Market.random_walk(NAMES)) as simulated:
+        yield simulated
+
+
+class Listener:
+    """Streams, looked after by the test, and what they have delivered."""
+
+    def __init__(self, url, canary="p000usdt@kline_1s", speed=1.0):
+        self.messages: queue.SimpleQueue[live.Message] = queue.SimpleQueue()
+        self.lost = []
+        self.clock = FastClock(speed)
+        now_ms = tet.Clock().now_ms
+        self.streams = live.Streams(url, canary, self.messages.put, now_ms, self.clock.monotonic)
+
+    def close(self):
+        """Cut all connections."""
+        self.streams.stop()
+
+    def tick(self):
+        """Look after the lines; returns whether data comes."""
+        self.lost += self.streams.tick()
+        return self.streams.is_delivering
+
+    def heard(self):
+        """The streams that something was heard of since the last call."""
+        found = set()
+        while not self.messages.empty():
+            found.add(self.messages.get().stream)
+        return found
+
+
+def ticking(listener, check, seconds=20):
+    """Look after the lines until that is so."""
+    return eventually(lambda: listener.tick() is not None and check(), seconds)
+
+
+def all_served(listener):
+    """Listen until something was heard of each stream."""
+    heard = set()
+    ticking(listener, lambda: heard.update(listener.heard()) or heard >= set(STREAMS))
+
+
+def test_streams_spread_over_lines_and_are_all_served(exchange):
+    """Two lines of 150 each, for 300, and each has its canary."""
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.streams.keep(STREAMS)
+        all_served(listener)
+        assert [len(each.names) for each in exchange.streams.open_connections] == [151, 151]
+        assert listener.streams.figures()["streams"] == 300
+
+
+def test_subscriptions_keep_to_the_exchanges_limits(exchange, monkeypatch):
+    """No message of ours is longer than it answers, or sooner than it allows, also with many at once."""
+    monkeypatch.setattr(live, "STREAMS_PER_LINE", 300)
+    monkeypatch.setattr(live, "SUBSCRIBE_BYTES", 800)
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.streams.keep(STREAMS)
+        all_served(listener)
+        (connection,) = exchange.streams.connections
+        sent = [each for each in connection.received if each.kind == "text"]
+        assert len(sent) >= 7
+        times = [each.at_monotonic for each in sent]
+        assert min(after - before for before, after in pairwise(times)) > 0.2
+        assert max(len(each.text) for each in sent) <= 800
+        assert connection.close_reason == ""
+
+
+def test_streams_join_and_leave_without_a_reconnect(exchange):
+    """By SUBSCRIBE and UNSUBSCRIBE on the connection that is there."""
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.streams.keep(STREAMS[:20])
+        ticking(listener, lambda: listener.streams.is_delivering)
+        listener.streams.keep(STREAMS[10:25])
+        names = {*STREAMS[10:25], "p000usdt@kline_1s"}
+        (connection,) = exchange.streams.connections
+        ticking(listener, lambda: set(connection.names) == names)
+        heard = set()
+        ticking(listener, lambda: heard.update(listener.heard()) or heard >= set(STREAMS[20:25]))
+        assert len(exchange.streams.attempts) == 1
+        assert listener.lost == []
+
+
+def test_a_connection_is_renewed_before_it_ends(exchange, monkeypatch):
+    """The new one delivers before the old one is closed: nothing is lost meanwhile."""
+    monkeypatch.setattr(live, "LIFETIME_SECONDS", 3.0)
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.reconnects.counts().get("age", 0) >= 2)
+        first, second = exchange.streams.connections[:2]
+        assert listener.lost == []
+        assert first.close_reason
+        assert second.messages_sent > 2
+
+
+def test_an_announced_end_is_preceded_by_a_new_connection(exchange):
+    """serverShutdown: when the exchange then cuts the old one, the new one has taken over."""
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.is_delivering)
+        exchange.streams.announce_shutdown()
+        ticking(listener, lambda: listener.streams.reconnects.counts() == {"shutdown": 1})
+        assert listener.lost == []
+        assert len(exchange.streams.attempts) == 2
+
+
+def test_reconnects_wait_longer_and_longer_and_are_bounded(exchange):
+    """Refused again and again, no more attempts are made than the exchange allows, by far."""
+    exchange.streams.faults.always("refused")
+    with closing(Listener(exchange.stream_url, speed=100)) as listener:
+        listener.streams.keep(STREAMS)  # two lines
+        began = listener.clock.monotonic()
+        ticking(listener, lambda: listener.clock.monotonic() - began > 300)
+        assert 6 <= len(exchange.streams.attempts) <= 30
+        assert {lost.reason for lost in listener.lost} == {"refused: HTTP 503"}
+        assert all(lost.refused for lost in listener.lost)
+
+
+def test_a_crowd_of_lines_keeps_to_the_allowed_attempts(exchange, monkeypatch):
+    """However many lines are refused, all attempts of five minutes together are bounded."""
+    monkeypatch.setattr(live, "STREAMS_PER_LINE", 5)
+    exchange.streams.faults.always("refused")
+    with closing(Listener(exchange.stream_url, speed=100)) as listener:
+        listener.streams.keep(STREAMS)  # sixty lines
+        began = listener.clock.monotonic()
+        ticking(listener, lambda: listener.clock.monotonic() - began > 250)
+        assert 60 <= len(exchange.streams.attempts) <= live.ATTEMPTS
+
+
+def test_silence_ends_a_connection_and_a_line_in_use_comes_back(exchange):
+    """Open, answering pings, and saying nothing for 15 s: it is cut, and connected anew."""
+    with closing(Listener(exchange.stream_url, speed=20)) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.is_delivering)
+        exchange.streams.faults.add("silent")
+        ticking(listener, lambda: listener.lost)
+        assert listener.lost[0].reason == "silence"
+        assert set(listener.lost[0].streams) == set(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.is_delivering)
+
+
+def test_retired_addresses_are_told_by_their_silence(exchange):
+    """USD-M's bare address acknowledges klines, and never delivers one."""
+    exchange.streams.retired_futures_urls = True
+    with closing(Listener(exchange.stream_url, canary="p000usdt@markPrice@1s", speed=20)) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.lost)
+        assert listener.lost[0].reason == "silence"
+    with closing(Listener(f"{exchange.stream_url}/market", canary="p000usdt@markPrice@1s")) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.is_delivering and listener.heard())
+
+
+# TLS
+
+
+@pytest.fixture
+def over_tls(monkeypatch, tmp_path):
+    """An exchange behind TLS and a relay that can stall, whose certificate this environment trusts."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with SimulatedBinance(market=Market.random_walk(NAMES[:5]), ssl_context=context) as exchange:
+        with StallingRelay(exchange.port) as relay:
+            yield relay
+
+
+def test_a_stall_inside_a_tls_record_is_cut(over_tls):
+    """The watchdog shuts the socket down, and the thread that hung in it ends."""
+    with closing(Listener(over_tls.stream_url, speed=20)) as listener:
+        listener.streams.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.is_delivering)
+        hung = [thread for thread in threading.enumerate() if thread.name.startswith("stream-")]
+        over_tls.stall()
+        ticking(listener, lambda: listener.lost)
+        assert listener.lost[0].reason == "silence"
+        eventually(lambda: not any(thread.is_alive() for thread in hung))
+        ticking(listener, lambda: listener.streams.is_delivering)
+
+
+def test_the_library_ends_a_stall_inside_a_tls_record_by_itself(over_tls, monkeypatch):
+    """Versions 17.3 and 17.4 hang there for ever: as long as later ones do, pyproject.toml caps them."""
+    context = ssl.create_default_context()
+    url = f"{over_tls.stream_url}/stream?streams=p000usdt@kline_1s"
+    ended = threading.Event()
+
+    def receive():
+        with pytest.raises(ConnectionClosedError):  # noqa: PT012 (the loop is what ends)
+            with connect(url, ssl=context, ping_interval=1, ping_timeout=1, close_timeout=1) as socket:
+                while True:
+                    try:
+                        socket.recv(timeout=1)
+                    except TimeoutError:
+                        continue
+                    over_tls.stall()
+        ended.set()
+
+    threading.Thread(target=receive, daemon=True).start()
+    assert ended.wait(15)
