@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from rig import HOUR, MINUTE, NOON_MS, eventually, started, unused_port
+from rig import HOUR, MINUTE, NOON_MS, Rig, eventually, in_background, started, unused_port
 
 import tet_data_service as tet
-from tet_extras.simulated_binance import Listing, Market
+from tet_extras.simulated_binance import Listing, Market, SimulatedBinance
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev extras")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -230,6 +230,27 @@ def test_a_price_changes_by_itself(served, browse):
     playwright.expect(price).not_to_have_text(before)
     assert float(price.inner_text()) == float(served.exchange.klines("BTCUSDT", "15m", limit=1)[0][4])
     assert tab.page.evaluate("[...document.querySelectorAll('#pairs tbody tr')].every(row => row.marked)")
+
+
+def test_with_live_the_page_says_so(redis_url, browse):
+    """Where the data is from, who keeps a pair fresh, and a price that a stream has told."""
+    address = f"127.0.0.1:{unused_port()}"
+    with SimulatedBinance(market=Market.random_walk(["BTC/USDT", "ETH/USDT"])) as exchange:
+        given: dict[str, object] = {"HTTP_ADDR": address, "SYMBOLS": "BTC/USDT,ETH/USDT", "LIVE": "true"}
+        given |= {"BINANCE_STREAM_URL": exchange.stream_url, "LIVE_WRITE_SECONDS": 0.5}
+        with Rig(exchange, redis_url, **given) as rig:
+            runner = in_background(rig.service.run)
+            try:
+                eventually(lambda: rig.feeds and {feed.stream.link for feed in rig.feeds} == {tet.Link.LIVE})
+                tab = browse(rig).open()
+                tab.shows("#source", "stream")
+                tab.shows(tab.cell("BTC/USDT", "state"), "live")
+                before = tab.text(tab.cell("BTC/USDT", "price"))
+                playwright.expect(tab.page.locator(tab.cell("BTC/USDT", "price"))).not_to_have_text(before)
+                tab.page.goto("about:blank")
+            finally:
+                rig.clock.stop()
+                runner.join()
 
 
 def test_nothing_moves_while_it_loads_and_updates(served, browse):

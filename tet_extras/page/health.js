@@ -84,11 +84,11 @@ function sourceOf(status) {
   return feeds.live && told.length === 1 ? "stream" : told.join(", ") || "stream";
 }
 
-/** Who keeps a series fresh, where the service follows streams: live, catching up or blind. */
+/** Who keeps a series fresh, where the service follows streams; in the words of --status. */
 export function linkOf(status, symbol, timeframe) {
   if (!status?.live) return "";
   const name = `${symbol} ${timeframe}`;
-  if (status.live.blind?.includes(name)) return "blind";
+  if (status.live.blind?.includes(name)) return "polled";
   return status.live.catching_up?.includes(name) ? "catching up" : "live";
 }
 
