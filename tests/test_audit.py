@@ -102,8 +102,7 @@ def test_an_audit_waits_for_its_turn(exchange, redis_url, why):
         if why == "paused":
             rig.binance.gate.pause(3600, "a test")
         if why == "weight":
-            exchange.extra_weight = 3100
-            rig.binance.sync_clock()
+            rig.binance.gate.learn(3100, rig.clock.now_ms())
         next_ms = rig.clock.now_ms() + 1000 if why == "soon due" else rig.clock.now_ms() + 3_600_000
         assert not rig.service.audit.is_due(rig.feeds, next_ms)
 
