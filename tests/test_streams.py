@@ -467,7 +467,7 @@ def test_a_stall_inside_a_tls_record_is_cut(over_tls):
         ticking(listener, lambda: listener.lost)
         assert listener.lost[0].reason == "silence"
         eventually(lambda: not any(thread.is_alive() for thread in hung))
-        (stalled,) = [each for each in exchange.streams.connections if each.close_reason]
+        (stalled,) = eventually(lambda: [each for each in exchange.streams.connections if each.close_reason])
         assert stalled.close_reason == "the client left", "the socket was shut down, and nothing waited for"
         ticking(listener, lambda: listener.streams.is_delivering)
 
