@@ -3910,7 +3910,8 @@ class Status:
         if unreachable := self._store.unreachable_reason:
             reasons.append(unreachable)
         ready = bool(feeds) and not stale and not unreachable
-        return {"live": live, "ready": ready, "reasons": reasons}
+        streams = {"streams": found} if (found := self.live()) else {}
+        return {"live": live, "ready": ready, "reasons": reasons, **streams}
 
     def ages(self) -> Iterator[tuple[str, str, float]]:
         """Symbol, timeframe and seconds since the last good update, for those that had one."""

@@ -1,4 +1,8 @@
-"""LIVE: what streams tell, and what they leave out; every closed candle is the exchange's all the same."""
+"""LIVE: what streams tell, and what they leave out; every closed candle is the exchange's all the same.
+
+The exchange's time is months away from this machine's, and runs SPEED times as fast: nothing may go by the
+local clock.
+"""
 
 from __future__ import annotations
 
