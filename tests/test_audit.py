@@ -120,7 +120,6 @@ def test_other_closed_candles_in_redis_are_for_the_exchange_to_judge(exchange, r
         exchange.clock.advance(60)
         rig.refresh()
         assert "redis has other candles, backfilling" in caplog.messages
-        rig.refresh()
         assert is_true(exchange, stored(reader))
         assert rig.feeds[0].failure == ""
 

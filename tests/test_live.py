@@ -7,6 +7,7 @@ local clock.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -333,6 +334,22 @@ def test_proof_by_rest_corrects_what_was_told_as_final(exchange, redis_url, capl
     assert said["feed"] == "P00/USDT 1m"
     assert '"close":"77777.5"' in said["sent"]
     assert '"close"' in said["held"] != said["sent"]
+
+
+def test_a_newer_value_of_another_instance_is_gone_on_from(exchange, redis_url, reader):
+    """Its candles count once REST has repeated them: at once, not with the next proof."""
+    with living(exchange, redis_url) as rig:
+        eventually(lambda: all_live(rig))
+        later = tet.iso_time(exchange.clock.now_ms() + 40_000)
+        value = reader.get("tet:kline:1m:P00_USDT")
+        reader.set(
+            "tet:kline:1m:P00_USDT", re.sub('"last_update":"[^"]+"', f'"last_update":"{later}"', value)
+        )
+        feed = next(feed for feed in rig.feeds if feed.pair.base == "P00")
+        eventually(lambda: feed.known is tet.Known.RESTORED)
+        eventually(lambda: feed.known is tet.Known.CONFIRMED and all_live(rig), 5)
+        closes_pass(exchange, 1)
+        assert differing(exchange, redis_url) == []
 
 
 def test_symbols_that_leave_and_join_are_followed(exchange, redis_url):
