@@ -3026,13 +3026,10 @@ class Live:
 
     def start(self, watchlist: Watchlist) -> None:
         """Connect to the streams of all feeds."""
-        from tet_extras.live import Streams, canary_stream
+        from tet_extras.live import Streams
 
-        config, symbols = self._config, [feed.pair.symbol for feed in watchlist]
-        symbol = "BTCUSDT" if "BTCUSDT" in symbols or not symbols else symbols[0]
-        canary = canary_stream(config.binance_market, symbol)
-        clock, deliver = self._clock, self._inbox.deliver
-        self._streams = Streams(config.binance_stream_url, canary, deliver, clock.now_ms, clock.monotonic)
+        url, clock, deliver = self._config.binance_stream_url, self._clock, self._inbox.deliver
+        self._streams = Streams(url, deliver, clock.now_ms, clock.monotonic)
         self.tick(watchlist)
 
     def take(self, message: Message) -> None:
@@ -3064,8 +3061,8 @@ class Live:
 
     def _doubt(self, feed: Feed) -> None:
         """Let REST tell at once; as it is asked again and again, with growing waits."""
-        if feed.known is not Known.CONFIRMED:
-            return  # a backfill is due anyway
+        if feed.known is not Known.CONFIRMED and feed.stream.link is not Link.LIVE:
+            return  # it is due by REST anyway
         now_ms, due = self._clock.now_ms(), feed.due
         if feed.stream.link is Link.LIVE:
             feed.stream.owed_ms = now_ms
@@ -3138,14 +3135,16 @@ class Live:
 
     def _watch(self, watchlist: Watchlist) -> None:
         """Subscribe to the streams of what is on the watchlist now, and to no others."""
-        from tet_extras.live import kline_stream
+        from tet_extras.live import canary_stream, kline_stream
 
         self._watched = watchlist.feeds
         for feed in watchlist:
             feed.stream.name = kline_stream(feed.pair.symbol, feed.timeframe.name)
         self._feeds = {feed.stream.name: feed for feed in watchlist}
+        symbols = [feed.pair.symbol for feed in watchlist]
+        symbol = "BTCUSDT" if "BTCUSDT" in symbols or not symbols else symbols[0]
         if self._streams:
-            self._streams.keep(self._feeds)
+            self._streams.keep(self._feeds, canary_stream(self._config.binance_market, symbol))
 
     def _lose(self, streams: Sequence[str], reason: str, refused: bool) -> None:
         """A connection was lost: what it carried is blind, and REST is to tell what is missed."""
@@ -3605,6 +3604,9 @@ class Service:
                 feed.fetched(page, began, keep, self._clock.now_ms())
                 self.status.candles.add("received", len(page.answer.candles))
             self.writer.write(feed)
+            if feed.known is Known.NOTHING:  # disputed: Redis has other candles
+                self.update(feed)
+                return
         except Stopped:
             raise
         except TetError as caught:
@@ -3929,7 +3931,8 @@ class Status:
         if unreachable := self._store.unreachable_reason:
             reasons.append(unreachable)
         ready = bool(feeds) and not stale and not unreachable
-        return {"live": live, "ready": ready, "reasons": reasons}
+        streams = {"streams": found} if (found := self.live()) else {}
+        return {"live": live, "ready": ready, "reasons": reasons, **streams}
 
     def ages(self) -> Iterator[tuple[str, str, float]]:
         """Symbol, timeframe and seconds since the last good update, for those that had one."""

@@ -102,8 +102,7 @@ def test_an_audit_waits_for_its_turn(exchange, redis_url, why):
         if why == "paused":
             rig.binance.gate.pause(3600, "a test")
         if why == "weight":
-            exchange.extra_weight = 3100
-            rig.binance.sync_clock()
+            rig.binance.gate.learn(3100, rig.clock.now_ms())
         next_ms = rig.clock.now_ms() + 1000 if why == "soon due" else rig.clock.now_ms() + 3_600_000
         assert not rig.service.audit.is_due(rig.feeds, next_ms)
 
@@ -121,7 +120,6 @@ def test_other_closed_candles_in_redis_are_for_the_exchange_to_judge(exchange, r
         exchange.clock.advance(60)
         rig.refresh()
         assert "redis has other candles, backfilling" in caplog.messages
-        rig.refresh()
         assert is_true(exchange, stored(reader))
         assert rig.feeds[0].failure == ""
 

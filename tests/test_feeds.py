@@ -134,6 +134,40 @@ def test_an_error_is_told_by_its_text(feed):
     assert (feed.failure, feed.tried_ms) == ("", 6)
 
 
+def candle_of(number, volume):
+    """One candle, by number."""
+    open_ms = START + number * STEP
+    return tet.make_candles([open_ms], [tet.iso_time(open_ms)], [["1"]] * 4 + [[volume]])
+
+
+def volumes_of(series):
+    """The volumes of a series."""
+    return [tet.entry_volume(series.entry(place)) for place in range(len(series))]
+
+
+def test_what_a_stream_told_during_a_fetch_stays(feed):
+    """The page is laid over it: what it has of older candles counts, what it has of newer ones is older."""
+    began = feed.series
+    assert feed.told(candle_of(2, "5"), True, 100, NOON_MS + 5)
+    assert feed.told(candle_of(3, "7"), False, 100, NOON_MS + 9)
+    fetch(feed, page_of("3"), began)
+    assert volumes_of(feed.series) == [3, 3, 5, 7]
+    assert (feed.fetched_ms, feed.by_stream) == (NOON_MS + 9, True)
+
+
+def test_a_stream_counts_only_when_the_exchange_has_confirmed_what_is_held():
+    """Candles read back from Redis may be another market's."""
+    feed = new_feed()
+    assert not feed.told(candle_of(2, "5"), False, 100, NOON_MS)
+    feed.restored(stored_at(1_000))
+    assert not feed.told(candle_of(2, "5"), False, 100, NOON_MS)
+    fetch(feed, page_of())
+    assert feed.told(candle_of(2, "5"), False, 100, NOON_MS)
+    assert feed.next_close_ms == START + 3 * STEP
+    assert feed.told(candle_of(2, "5"), True, 100, NOON_MS)
+    assert feed.next_close_ms == START + 4 * STEP
+
+
 EVENTS = st.lists(
     st.sampled_from(["page", "same", "changed", "written", "not written", "evicted", "restored", "none"])
 )

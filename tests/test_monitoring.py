@@ -98,6 +98,9 @@ def test_the_status_of_live_feeds_says_so(live, look, reader):
     ] * 2
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert_fits(json.loads(reader.get("tet:system:status")), "status.json")
+    health = json.loads(get(f"{live.url}/health")[1])
+    assert_fits(health, "health.json")
+    assert health["streams"]["feeds"] == {"live": 2, "catching_up": 0, "blind": 0}
     metrics = get(f"{live.url}/metrics")[1]
     assert re.search(r'tet_stream_messages_total{outcome="accepted"} [1-9]', metrics)
 

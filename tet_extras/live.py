@@ -338,7 +338,6 @@ class Streams:
     def __init__(
         self,
         url: str,
-        canary: str,
         deliver: Callable[[Message], None],
         now_ms: Callable[[], float],
         monotonic: Callable[[], float],
@@ -347,16 +346,20 @@ class Streams:
         address = f"{url}/stream"
         as_http = address.replace("ws", "http", 1)
         ssl = _tls_context() if urlsplit(address).scheme == "wss" else None
-        self._context = Context(address, canary, deliver, now_ms, monotonic, ssl, proxy_for(as_http))
+        self._context = Context(address, "", deliver, now_ms, monotonic, ssl, proxy_for(as_http))
         self._lines: list[Line] = []
         self._attempts: deque[float] = deque(maxlen=ATTEMPTS)
         self._past_messages = self._past_bad_frames = 0  # of connections that are gone
         self._rate: deque[tuple[float, int]] = deque(maxlen=11)  # when, and the messages by then
         self.reconnects = Tally()  # by reason
 
-    def keep(self, wanted: Iterable[str]) -> None:
-        """Carry these streams and no others: subscribes and unsubscribes without a reconnect."""
+    def keep(self, wanted: Iterable[str], canary: str) -> None:
+        """Carry these streams and no others: subscribes and unsubscribes without a reconnect.
+
+        A new canary is that of new connections; those of one that has left will be silent, and replaced.
+        """
         names = dict.fromkeys(wanted)
+        self._context = self._context._replace(canary=canary)
         for line in self._lines:
             if gone := line.streams.keys() - names.keys():
                 line.change("UNSUBSCRIBE", gone)
@@ -399,7 +402,16 @@ class Streams:
                 line.successor = self._connected(line, now_seconds)
         if line.current and line.current.delivering:
             line.failures = 0
+        if not line.streams:
+            self._empty(line)
         return lost
+
+    def _empty(self, line: Line) -> None:
+        """Close the connections of a line whose streams have all left."""
+        for connection in line.connections():
+            connection.end()
+            self._retire(connection)
+        line.current = line.successor = None
 
     @staticmethod
     def _shut_if_dead(connection: Connection, now_seconds: float) -> None:
