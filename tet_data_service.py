@@ -3934,13 +3934,6 @@ class Status:
         streams = {"streams": found} if (found := self.live()) else {}
         return {"live": live, "ready": ready, "reasons": reasons, **streams}
 
-    def ages(self) -> Iterator[tuple[str, str, float]]:
-        """Symbol, timeframe and seconds since the last good update, for those that had one."""
-        now_ms = self._clock.now_ms()
-        for feed in self._watchlist:
-            if feed.updated_ms:
-                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
-
 
 class Shown(NamedTuple):
     """A feed as the page shows it: fresh, stale, failing or missing, and why; its candles, if in memory."""
@@ -3954,7 +3947,7 @@ class Shown(NamedTuple):
 
 
 class Showing:
-    """The feeds and their candles, for the page and /api. Nothing changes in it; HTTP threads read."""
+    """The feeds and their candles, for what HTTP serves. Nothing changes in it; HTTP threads read."""
 
     def __init__(self, config: Config, clock: Clock, store: Store, watchlist: Watchlist) -> None:
         self._config = config
@@ -3975,6 +3968,13 @@ class Showing:
                 state = "failing"
             updated = _iso_or_none(updated_ms)
             yield Shown(feed.pair.name, feed.timeframe.name, state, failure, updated, feed.series)
+
+    def ages(self) -> Iterator[tuple[str, str, float]]:
+        """Symbol, timeframe and seconds since the last good update, for those that had one."""
+        now_ms = self._clock.now_ms()
+        for feed in self._watchlist:
+            if feed.updated_ms:
+                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
 
     def candles_of(self, symbol: str, timeframe: str) -> Image | None:
         """A feed's candles as they are stored, or will be once Redis takes them; None where there are none.
@@ -4005,7 +4005,8 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
         return
     from tet_extras import answers, web
 
-    ages, showing = status.ages if config.metrics_per_symbol else None, status.showing
+    showing = status.showing
+    ages = showing.ages if config.metrics_per_symbol else None
     frames = tuple(timeframe.name for timeframe in config.timeframe)
     sources = answers.Sources(
         status.fields, status.health, frames, showing.feeds, showing.candles_of, ages, StoreError
