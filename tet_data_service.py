@@ -112,9 +112,9 @@ from tet_extras.settings_file import (
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
-    import redis
 
     from tet_extras.report import Report
+    from tet_extras.servers import Servers
 
 __version__ = "1.0.0"
 
@@ -388,8 +388,9 @@ TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
 KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 REDIS = Parsed(
-    "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_address
+    "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_addresses
 )
+REDIS_MODES = click.Choice(("single", "cluster", "sentinel"), case_sensitive=False)
 PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", symbol_names)
 FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
 MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
@@ -408,6 +409,9 @@ OPTIONS = (
     Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME, "spot, or usdm: USD-M futures."),
     Option("REDIS_ADDR", "--redis", "localhost:6379", REDIS,
            "Redis: host:port, a redis://, rediss:// or unix:// URL, or embedded: a server of our own."),
+    Option("REDIS_MODE", "--redis-mode", "single", REDIS_MODES,
+           "single; cluster or sentinel: REDIS_ADDR then has one or several nodes, comma-separated."),
+    Option("REDIS_SENTINEL_MASTER", None, None, TEXT, "The name by which the sentinels know the master."),
     Option("REDIS_USERNAME", None, None, TEXT, "Redis user; no flag, since flags show in ps."),
     Option("REDIS_PASSWORD", None, None, TEXT,
            "Redis password; no flag, since flags show in ps.", secret=True),
@@ -468,6 +472,8 @@ class Config:
     binance_base_url: str
     binance_market: str
     redis_addr: str
+    redis_mode: str
+    redis_sentinel_master: str | None
     redis_username: str | None
     redis_password: str | None
     data_dir: str | None
@@ -510,8 +516,9 @@ class Config:
     def secrets(self) -> tuple[str, ...]:
         """Every text that must never be shown, the longest first."""
         found = {self.binance_api_key, self.binance_secret_key, self.redis_password}
-        in_url = urlsplit(self.redis_addr).password or ""
-        found |= {in_url, unquote(in_url)}
+        for url in addresses.redis_nodes(self.redis_addr):
+            in_url = urlsplit(url).password or ""
+            found |= {in_url, unquote(in_url)}
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
 
 
@@ -615,7 +622,27 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
                 f"DATA_DAYS ({origins['DATA_DAYS']}): found {values['data_days']} days of {timeframe.name}; "
                 f"allowed: at most {MAX_CANDLES} candles a pair"
             )
-    return problems
+    return problems + list(_store_conflicts(values, origins))
+
+
+def _store_conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """What REDIS_ADDR and REDIS_DB may not be in a mode; with settings that did not parse nothing is said."""
+    mode, address, database = (values.get(name) for name in ("redis_mode", "redis_addr", "redis_db"))
+    if not mode or not address or database is None:
+        return
+    nodes, found = addresses.redis_nodes(address), f"REDIS_ADDR ({origins['REDIS_ADDR']}): found "
+    if mode == "single" and len(nodes) > 1:
+        yield f"{found}{len(nodes)} nodes; allowed with REDIS_MODE=single: one; cluster or sentinel?"
+    if mode != "single" and urlsplit(nodes[0]).scheme not in ("redis", "rediss"):
+        yield f"{found}{address!r}; allowed with REDIS_MODE={mode}: host:port, a redis:// or rediss:// URL"
+        return
+    if mode == "sentinel" and not values.get("redis_sentinel_master"):
+        yield "REDIS_SENTINEL_MASTER: missing; set it to the name by which the sentinels know the master"
+    path = urlsplit(nodes[0]).path.strip("/")
+    if mode == "cluster" and (path or str(database)) != "0":
+        where = "REDIS_ADDR" if path else "REDIS_DB"
+        found = f"{where} ({origins[where]}): found database {path or database}"
+        yield f"{found}; allowed with REDIS_MODE=cluster: 0, the only one there; set REDIS_DB=0"
 
 
 def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
@@ -625,7 +652,7 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
         for option in OPTIONS
         if option.secret and option.flag and origins[option.name].startswith("flag")
     ]
-    if origins["REDIS_ADDR"].startswith("flag") and urlsplit(config.redis_addr).password:
+    if origins["REDIS_ADDR"].startswith("flag") and "@" in config.redis_addr:
         cautions.append("--redis shows its password in the process list; REDIS_PASSWORD is safer")
     if config.update_interval > config.max_data_age:
         cautions.append(
@@ -2039,12 +2066,14 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
 
 STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
+#: The same where another server takes the place of one that fails, within seconds.
+MAX_FAILOVER_BACKOFF_SECONDS = 4.0
 
 
 #: The one way by which anything is written, in one step: no reader sees half of it. A whole value is uploaded
 #: under a key of its own and renamed here: to pass it through Lua cost Redis five times as much.
 WRITE_SCRIPT = """
--- KEYS: the value's key; then the timestamp's, where both are on this node; then, if whole, the upload's.
+-- KEYS: the value's key; then the timestamp's, if both are on one server; then, if whole, the upload's.
 -- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
 --       2 the latest last_update that is believed   3 timeframe   4 offset of a patch, -1: it is whole
 --       5 what a patch replaces   6 with what   7 expiry in ms
@@ -2086,6 +2115,18 @@ if KEYS[2] then
 end
 return {found == 'none' and 'created' or 'written'}
 """
+#: In a cluster a pair's keys are on different nodes: once its value is written, this writes the timestamp.
+STAMP_SCRIPT = """
+-- KEYS: the timestamp's. ARGV: 1 it   2 the latest that is believed   3 its expiry in ms
+--       4 channel   5 announcement
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' and kind ~= 'none' then return {'taken', KEYS[1], kind} end
+local held = redis.call('GET', KEYS[1])
+if held and held > ARGV[1] and held <= ARGV[2] then return {'newer'} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return {'written'}
+"""
 UPLOAD_MS = 30 * SECOND_MS  # an upload that was not renamed is gone after so long
 #: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
 MAX_AHEAD_MS = 60 * SECOND_MS
@@ -2102,126 +2143,177 @@ def _unless_error(answers: list[Any]) -> list[Any]:
     return answers
 
 
+class Outages:
+    """Which servers cannot be reached, why, and when each is tried again.
+
+    After a failed connection the next one waits, doubling; until then every call fails at once, so that
+    workers do not queue up for time-outs. Any thread may use it; `_lock` guards each change.
+    """
+
+    class Outage(NamedTuple):
+        """Of one server: how often in a row no connection could be had, until when to wait, and why."""
+
+        failures: int
+        retry_at_seconds: float  # monotonic
+        reason: str
+
+    def __init__(self, clock: Clock, most_seconds: float) -> None:
+        self._clock = clock
+        self._most_seconds = most_seconds
+        self._lock = threading.Lock()
+        self._away: dict[str, Outages.Outage] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._away)
+
+    def check(self, node: str) -> None:
+        """Raise StoreError while that server is not to be tried."""
+        if (outage := self._away.get(node)) and outage.retry_at_seconds > self._clock.monotonic():
+            raise StoreError(outage.reason)
+
+    def note(self, node: str, reason: str) -> bool:
+        """A server could not be reached. Returns whether that is news."""
+        with self._lock:
+            first, failures = not self._away, self._away[node].failures + 1 if node in self._away else 1
+            wait_seconds = min(self._most_seconds, 0.5 * 2.0 ** min(failures, 10))
+            self._away[node] = self.Outage(failures, self._clock.monotonic() + wait_seconds, reason)
+        return first
+
+    def over(self, node: str, nodes: set[str]) -> bool:
+        """A server answered; of all ``nodes`` only those count. Returns whether none is away any more."""
+        with self._lock:
+            was_away = bool(self._away)
+            self._away = {name: kept for name, kept in self._away.items() if name != node and name in nodes}
+            return was_away and not self._away
+
+    @property
+    def reason(self) -> str:
+        """Why a server is away; empty when none is."""
+        return next((outage.reason for outage in tuple(self._away.values())), "")
+
+    def retry_seconds(self, nodes: int) -> float:
+        """How long until a connection is tried; 0 while one of so many servers is well."""
+        ends = [outage.retry_at_seconds for outage in tuple(self._away.values())]
+        return max(0.0, min(ends) - self._clock.monotonic()) if ends and len(ends) >= nodes else 0.0
+
+
 class Store:
     """Keeps values in Redis.
 
-    All that is written goes through `WRITE_SCRIPT`. All methods raise StoreError. After a failed connection
-    the next one waits, doubling to half a minute; until then every call fails at once, so that workers do
-    not queue up for time-outs. Any thread may use it; `_lock` guards what is noted of failures.
+    All that is written goes through `WRITE_SCRIPT`, in a cluster a timestamp through `STAMP_SCRIPT`. All
+    methods raise StoreError. Any thread may use it.
     """
 
-    def __init__(self, config: Config, clock: Clock, client: redis.Redis) -> None:
+    def __init__(self, config: Config, clock: Clock, servers: Servers) -> None:
         self._config = config
         self._clock = clock
-        self._client = client
-        self._sha = hashlib.sha1(WRITE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-        self._lock = threading.Lock()
-        self._failures = 0
-        self._retry_at_seconds = 0.0  # monotonic
-        self.unreachable_reason = ""
+        self._servers = servers
+        self._in_cluster = config.redis_mode == "cluster"
+        single = config.redis_mode == "single"
+        self.outages = Outages(clock, MAX_STORE_BACKOFF_SECONDS if single else MAX_FAILOVER_BACKOFF_SECONDS)
 
     @contextmanager
-    def _answering(self) -> Iterator[redis.Redis]:
-        """The client, for one call: its errors become StoreError, and failed connections are noted."""
+    def _answering(self, key: str = "") -> Iterator[Servers]:
+        """The servers, for one call about a key: errors become StoreError; failed connections are noted."""
         import redis
 
-        if self.retry_seconds:
-            raise StoreError(self.unreachable_reason)
+        from tet_extras.servers import AWAY
+
+        node = self._servers.node_of(key)
+        self.outages.check(node)
         try:
-            yield self._client
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise self._unreachable(error) from error
+            yield self._servers
+        except AWAY as error:
+            raise self._unreachable(node, error) from error
         except redis.RedisError as error:
             raise StoreError(with_remedy("Redis refuses", error)) from error
-        if self._failures:
-            with self._lock:
-                was_away, self._failures, self.unreachable_reason = self._failures > 0, 0, ""
-            if was_away:
-                say(logging.INFO, "redis reachable again")
+        if self.outages and self.outages.over(node, self._servers.nodes()):
+            say(logging.INFO, "redis reachable again")
 
-    def _unreachable(self, error: Exception) -> StoreError:
+    def _unreachable(self, node: str, error: Exception) -> StoreError:
         """Note that no connection could be had; a wrong password is none either, and is reported as such."""
         import redis
 
+        error = error.__cause__ if isinstance(error.__cause__, redis.AuthenticationError) else error
         refused = isinstance(error, redis.AuthenticationError)
-        where = without_password(self._config.redis_addr)
-        text = f"Redis at {where} {'refuses the login' if refused else 'does not answer'}"
-        with self._lock:
-            self._failures += 1
-            wait_seconds = min(MAX_STORE_BACKOFF_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
-            self._retry_at_seconds = self._clock.monotonic() + wait_seconds
-            self.unreachable_reason = reason = with_remedy(text, error)
-            first = self._failures == 1
-        if first:
+        where = node or without_password(self._config.redis_addr)
+        reason = with_remedy(
+            f"Redis at {where} {'refuses the login' if refused else 'does not answer'}", error
+        )
+        if self.outages.note(node, reason):
             event = "redis refuses the login" if refused else "redis unreachable"
             say(logging.WARNING, f"{event}, buffering updates in memory", reason=reason)
         return StoreError(reason)
 
     @property
     def retry_seconds(self) -> float:
-        """How long until the next connection is tried; 0 when nothing is wrong."""
-        if not self.unreachable_reason:
-            return 0.0
-        return max(0.0, self._retry_at_seconds - self._clock.monotonic())
+        """How long until the next connection is tried; 0 when nothing is wrong, or something else works."""
+        return self.outages.retry_seconds(len(self._servers.nodes())) if self.outages else 0.0
 
     def prepare(self) -> None:
-        """See whether Redis answers, lets us in, and runs the script by which all is written."""
-        with self._answering() as client:
-            client.ping()
-            client.script_load(WRITE_SCRIPT)
+        """See whether Redis answers, lets us in, and runs the scripts by which all is written."""
+        with self._answering() as servers:
+            servers.ping()
+            for script in (WRITE_SCRIPT, STAMP_SCRIPT) if self._in_cluster else (WRITE_SCRIPT,):
+                servers.load(script)
 
-    def _write(self, keys: Sequence[str], whole: bytes | str | None, *arguments: bytes | str | int) -> str:
-        """Run the script: created, written, newer, or whole. Raises TakenError for another program's key."""
+    def run(
+        self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
+    ) -> str:
+        """Run a script on one server: its answer's first word. Raises TakenError for another program's key.
+
+        A value to ``upload`` goes there first, in the same round trip, under a key that is the script's last.
+        """
         import redis
 
-        with self._answering() as client:
+        commands: list[Sequence[Any]] = []
+        if upload is not None:
+            keys = [*keys, UPLOAD_KEY.format(key=keys[0])]
+            commands.append(("SET", keys[-1], upload, "PX", UPLOAD_MS))
+        commands.append(("EVALSHA", _sha_of(script), len(keys), *keys, *arguments))
+        with self._answering(keys[0]) as servers:
             try:
-                answers = self._run(client, keys, whole, arguments)
-            except redis.exceptions.NoScriptError:  # Redis was restarted
-                client.script_load(WRITE_SCRIPT)
-                answers = self._run(client, keys, whole, arguments)
+                answers = _unless_error(servers.together(commands))[-1]
+            except redis.exceptions.NoScriptError:  # the server was restarted, or was a replica before
+                servers.load(script, keys[0])
+                answers = _unless_error(servers.together(commands))[-1]
         answer, *details = (part.decode() for part in answers)
         if answer == "taken":
             raise TakenError(*details)
         return str(answer)
 
-    def _run(self, client: Any, keys: Sequence[str], whole: object, arguments: Iterable[Any]) -> Any:
-        """Upload a whole value, if it is one, and run the script: one round trip."""
-        if whole is None:
-            return client.evalsha(self._sha, len(keys), *keys, *arguments)
-        upload = UPLOAD_KEY.format(key=keys[0])
-        with client.pipeline(transaction=False) as pipe:
-            pipe.set(upload, whole, px=UPLOAD_MS)
-            pipe.evalsha(self._sha, len(keys) + 1, *keys, upload, *arguments)
-            return _unless_error(pipe.execute(raise_on_error=False))[1]
-
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
-        return self._write([key], text, "", "", "", -1, "", "", max(1, round(expiry_seconds * SECOND_MS)))
+        expiry_ms = max(1, round(expiry_seconds * SECOND_MS))
+        return self.run(WRITE_SCRIPT, [key], "", "", "", -1, "", "", expiry_ms, upload=text)
 
     def save(
         self, pair: Pair, image: Image, patch: Patch | None, good_ms: int, announcement: Mapping[str, object]
     ) -> str:
         """Write a pair's value, whole or as a patch, and its timestamp, and announce it: one round trip.
 
-        ``good_ms`` is the time of the last good update, exchange time. Returns "created" or "written";
-        or "newer" where Redis has a newer value, and "whole" where it has not what the patch is for:
-        nothing is written then.
+        In a cluster it is two, the value before the timestamp, so that who trusts the timestamp never reads
+        an older value. ``good_ms`` is the time of the last good update, exchange time. Returns "created" or
+        "written"; or "newer" where Redis has a newer value, and "whole" where it has not what the patch is
+        for: nothing is written then.
         """
-        series, timeframe = image.series, image.series.timeframe
+        series, timeframe, config = image.series, image.series.timeframe, self._config
         age = "".join(map(iso_time, (good_ms, series.closed_end_ms, series.opens[image.end - 1])))
+        latest = iso_time(self._clock.now_ms() + MAX_AHEAD_MS)
         offset, expected, new = patch[:3] if patch else (-1, b"", b"")
-        config = self._config
-        return self._write(
-            [kline_key(timeframe, pair), timestamp_key(timeframe, pair)],
-            None if patch else image.whole(),
-            age,
-            iso_time(self._clock.now_ms() + MAX_AHEAD_MS),
-            timeframe.name,
-            *(offset, expected, new, config.kline_ttl * SECOND_MS),
-            *(iso_time(good_ms), config.timestamp_ttl * SECOND_MS),
-            *(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":"))),
+        value_key, stamp_key = kline_key(timeframe, pair), timestamp_key(timeframe, pair)
+        stamp = (iso_time(good_ms), config.timestamp_ttl * SECOND_MS)
+        news = (UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
+        answer = self.run(
+            WRITE_SCRIPT,
+            [value_key] if self._in_cluster else [value_key, stamp_key],
+            *(age, latest, timeframe.name, offset, expected, new, config.kline_ttl * SECOND_MS),
+            *(*stamp, *news),
+            upload=None if patch else image.whole(),
         )
+        if self._in_cluster and answer in ("created", "written"):
+            self.run(STAMP_SCRIPT, [stamp_key], stamp[0], latest, stamp[1], *news)
+        return answer
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
@@ -2242,23 +2334,21 @@ class Store:
 
     def load(self, key: str) -> tuple[bytes | None, int]:
         """A value, None where there is none, and in how many ms it expires. Raises TakenError, too."""
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            pipe.type(key)
-            pipe.get(key)
-            pipe.pttl(key)
-            kind, value, left_ms = pipe.execute(raise_on_error=False)
-            if isinstance(kind, bytes) and kind not in (b"string", b"none"):
-                raise TakenError(key, kind.decode())
-            _unless_error([kind, value, left_ms])
+        with self._answering(key) as servers:
+            answers = servers.together([("TYPE", key), ("GET", key), ("PTTL", key)])
+            if isinstance(answers[0], bytes) and answers[0] not in (b"string", b"none"):
+                raise TakenError(key, answers[0].decode())
+            _, value, left_ms = _unless_error(answers)
         return value, left_ms
 
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
-        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; one round trip."""
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            for pair, timeframe in feeds:
-                pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
-                pipe.get(timestamp_key(timeframe, pair))
-            found = list(pipe.execute(raise_on_error=False))
+        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; in one round trip."""
+        commands: list[Sequence[Any]] = []
+        for pair, timeframe in feeds:
+            commands.append(("GETRANGE", kline_key(timeframe, pair), -TAIL_BYTES, -1))
+            commands.append(("GET", timestamp_key(timeframe, pair)))
+        with self._answering() as servers:
+            found = servers.together(commands)
         return list(zip(found[::2], found[1::2], strict=True))
 
     def try_write(self) -> None:
@@ -2287,24 +2377,28 @@ class Store:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._servers.close()
 
 
-def connect_redis(config: Config) -> redis.Redis:
-    """The Redis client. What the URL says of user, password and database wins over the other settings."""
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
+@lru_cache(maxsize=8)
+def _sha_of(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
-    return redis.Redis.from_url(
-        config.redis_addr,
+
+def connect_redis(config: Config) -> Servers:
+    """The way to Redis. What the URL says of user, password and database wins over the other settings."""
+    from tet_extras import servers
+
+    return servers.connect(
+        config.redis_mode,
+        addresses.redis_nodes(config.redis_addr),
+        config.redis_sentinel_master,
+        config.redis_db,
         username=config.redis_username,
         password=config.redis_password,
-        db=config.redis_db,
         protocol=2,  # spoken by every Redis there is
         socket_timeout=STORE_SECONDS,
         socket_connect_timeout=STORE_SECONDS,
-        retry=Retry(NoBackoff(), 1),  # a connection that idled too long may be gone; a second one is not
     )
 
 
@@ -3149,7 +3243,7 @@ class Status:
             reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
         if not feeds:
             reasons.append(self.waiting_for or "no symbol to update")
-        if unreachable := self._store.unreachable_reason:
+        if unreachable := self._store.outages.reason:
             reasons.append(unreachable)
         ready = bool(feeds) and not stale and not unreachable
         return {"live": live, "ready": ready, "reasons": reasons}

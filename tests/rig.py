@@ -72,6 +72,11 @@ class Rig:
         self.service.idle()
         self.refresh()
 
+    def redis_is_away(self, seconds: float) -> None:
+        """Redis counts as away for so long, as after a failed connection."""
+        outage = tet.Outages.Outage(1, self.clock.monotonic() + seconds, "Redis is away")
+        self.store.outages._away[""] = outage
+
     @property
     def feeds(self) -> list[tet.Feed]:
         """The feeds the service works on."""

@@ -24,6 +24,8 @@ RIGHT = {
     "BINANCE_BASE_URL": ("https://a.example", "https://b.example", "https://c.example"),
     "BINANCE_MARKET": ("usdm", "spot", "usdm"),
     "REDIS_ADDR": ("a:1", "b:2", "c:3"),
+    "REDIS_MODE": ("SINGLE", "single", "Single"),
+    "REDIS_SENTINEL_MASTER": ("one", "two", "three"),
     "REDIS_USERNAME": ("anna", "bert", "carl"),
     "REDIS_PASSWORD": ("pw-a", "pw-b", "pw-c"),
     "API_REQUESTS_PER_SEC": ("2.5", "3.5", "4.5"),
@@ -51,6 +53,8 @@ DEFAULTS = {
     "binance_secret_key": None,
     "binance_market": "spot",
     "redis_addr": "redis://localhost:6379",
+    "redis_mode": "single",
+    "redis_sentinel_master": None,
     "redis_username": None,
     "redis_password": None,
     "redis_db": 1,
@@ -118,7 +122,11 @@ WRONG = {
         "https://h:99999",
     ),
     "BINANCE_MARKET": ("coinm", "spot,usdm"),
-    "REDIS_ADDR": (":6379", "h/1", "h:70000", "redis://h:70000", "http://h", "redis://", "unix://", "::1"),
+    "REDIS_ADDR": (
+        *(":6379", "h/1", "h:70000", "redis://h:70000", "http://h", "redis://", "unix://", "::1"),
+        *("a:1,", "a:1,b/1", "a:1,embedded", "a:1,unix:///s"),
+    ),
+    "REDIS_MODE": ("replica", "single,cluster"),
     "TIMEFRAME": ("15", "2m", "15m,7m", ",", "1Y"),
     "SYMBOLS": (",", "BTC/", "BTC//USDT", "BTC/USDT/X", "BTC.USDT", "A" * 31),
     "CLOSED_ONLY": NOT_TRUTH,
@@ -130,7 +138,7 @@ WRONG = {
     "HTTP_ADDR": ("8080", "h", ":8080", "h:", "h:99999", "h:1/x"),
     **{name: (*outside, "abc", "nan", "1_0", "٥") for name, (_, _, *outside) in RANGES.items()},
 }
-ANYTHING = {"REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}
+ANYTHING = {"REDIS_SENTINEL_MASTER", "REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}
 
 
 def table_of(resolved):
@@ -423,6 +431,46 @@ def test_a_secret_in_a_flag_is_warned_of(flags, warned):
 
 
 # Addresses
+
+
+NODES = "a:1,redis://u:pw-333@b:2"
+
+
+def test_several_nodes_are_taken_and_their_passwords_are_masked():
+    """Comma-separated, each as host:port or URL."""
+    config = public(REDIS_ADDR=NODES, REDIS_MODE="cluster", REDIS_DB="0").config
+    assert config.redis_addr == "redis://a:1,redis://u:pw-333@b:2"
+    assert config.secrets == ("pw-333",)
+    assert tet.shown("REDIS_ADDR", config) == "redis://a:1,redis://u:***@b:2"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"REDIS_ADDR": NODES},
+            "REDIS_ADDR (environment): found 2 nodes; allowed with REDIS_MODE=single: one",
+        ),
+        (
+            {"REDIS_MODE": "cluster"},
+            "REDIS_DB (default): found database 1; allowed with REDIS_MODE=cluster: 0",
+        ),
+        ({"REDIS_MODE": "cluster", "REDIS_DB": "0", "REDIS_ADDR": "redis://h/2"}, "REDIS_ADDR (environment)"),
+        ({"REDIS_MODE": "sentinel"}, "REDIS_SENTINEL_MASTER: missing; set it"),
+        (
+            {"REDIS_MODE": "cluster", "REDIS_DB": "0", "REDIS_ADDR": "embedded"},
+            "REDIS_ADDR (environment): found 'embedded'; allowed with REDIS_MODE=cluster: host:port",
+        ),
+        (
+            {"REDIS_MODE": "sentinel", "REDIS_SENTINEL_MASTER": "m", "REDIS_ADDR": "unix:///s"},
+            "REDIS_ADDR (environment): found 'unix:///s'; allowed with REDIS_MODE=sentinel: host:port",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_mode_of_redis_is_refused(given, problem):
+    """One problem, which says what is allowed."""
+    (told,) = problems(**given)
+    assert told.startswith(problem)
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_health_over_http_tells_of_a_redis_that_is_gone(exchange, redis_url):
     with started(exchange, redis_url, HTTP_ADDR=address) as rig:
         rig.refresh()
         assert get(f"http://{address}/health")[0] == 200
-        rig.store._unreachable(OSError("gone"))
+        rig.store._unreachable("", OSError("gone"))
         status, body = get(f"http://{address}/health")
     assert status == 503
     assert "does not answer" in json.loads(body)["reasons"][0]

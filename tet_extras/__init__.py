@@ -14,6 +14,7 @@ The optional front doors are loaded only when a setting asks for them:
 What every run of the service needs of the system around it:
 
 * ``transport``: connections to the exchange, proxies, deadlines.
+* ``servers``: connections to Redis: one server, what sentinels name, a cluster.
 * ``logs``: how the log looks, and the log file.
 * ``options``, ``addresses``, ``settings_file``: what a setting is, and the texts that it is read from.
 * ``figures``: counts, delays, memory and costs, for the status.
