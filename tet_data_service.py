@@ -27,11 +27,14 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:status``
     A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
 
-``tet:system:pause``
+``tet:system:pause``, ``tet:system:pause:{egress}``
     Only while rate limited or banned by the exchange: until when, and why.
 
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
+
+``tet:member:{tet}``, ``tet:member:{tet}:{id}``
+    Only with GROUP, SHARD or EGRESS: who shares the pairs and the rate, renewed every 2 s.
 
 ``tet:upload:{key}``
     For a moment, a whole value on its way to that key: what is written is renamed to its place in one step.
@@ -75,6 +78,7 @@ import math
 import os
 import random
 import re
+import socket
 import sys
 import threading
 import time
@@ -99,7 +103,7 @@ import click
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
 from tet_extras.figures import some_of
-from tet_extras.options import Option, Parsed, api_key, listed, symbol_names
+from tet_extras.options import Option, Parsed, api_key, listed, member_name, shard, symbol_names
 from tet_extras.remedies import with_remedy
 from tet_extras.settings_file import (
     Setting,
@@ -134,6 +138,7 @@ DAY_MS = 24 * HOUR_MS
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
+MEMBERS_KEY = "tet:member:{tet}"  # all in one slot of a cluster, so that one script sees them all
 UPLOAD_KEY = "tet:upload:{{{key}}}"  # in a cluster on the node of that key
 UPDATES_CHANNEL = "tet:updates"
 
@@ -396,6 +401,8 @@ FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _time
 MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
 LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
 STYLE = click.Choice(("text", "json"), case_sensitive=False)
+NAME = Parsed("NAME", "letters, digits, _, . and -, at most 64", member_name)
+SHARE = Parsed("K/N", "one share of several, 1/1 to 1000/1000, such as 2/5", shard)
 LISTEN = Parsed("HOST:PORT", "host:port, such as 127.0.0.1:8080", addresses.listen_address)
 
 OPTIONS = (
@@ -430,6 +437,11 @@ OPTIONS = (
            "Candle lengths, comma-separated, as Binance writes them."),
     Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), PAIRS,
            "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
+    Option("GROUP", "--group", None, NAME,
+           "Divide the pairs among all instances that are started with this name."),
+    Option("SHARD", "--shard", None, SHARE, "Keep one share of the pairs, such as 2/5: the second of five."),
+    Option("EGRESS", "--egress", None, NAME,
+           "Name of the address requests leave by; its instances divide the rate. One for all by default."),
     Option("DATA_DAYS", "--days", "30", WHOLE(1, 3650), "Days of candles to keep."),
     Option("INCREMENTAL_CANDLES", None, "6", WHOLE(1, 400), "Stored candles that an update fetches again."),
     Option("BATCH_SIZE", None, "15", WHOLE(1, 1000),
@@ -484,6 +496,9 @@ class Config:
     api_requests_per_sec: float
     timeframe: tuple[Timeframe, ...]
     symbols: tuple[str, ...]
+    group: str | None
+    shard: tuple[int, int] | None
+    egress: str | None
     data_days: int
     incremental_candles: int
     batch_size: int
@@ -511,6 +526,11 @@ class Config:
     def has_keys(self) -> bool:
         """Whether signed calls can and may be made."""
         return bool(self.binance_api_key and self.binance_secret_key and not self.public_data)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this instance is a member among others, with whom it shares pairs, a rate, or both."""
+        return bool(self.group or self.shard or self.egress)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -613,6 +633,10 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
                 f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {base_url!r}; allowed: https, "
                 "since keys would travel in the clear (plain http to this machine only, or with --public)"
             )
+    if values.get("group") and values.get("shard"):
+        problems.append(
+            f"SHARD ({origins['SHARD']}): allowed without GROUP only, which divides the pairs itself"
+        )
     timeframes = values.get("timeframe") or ()
     if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
         problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
@@ -676,6 +700,8 @@ def shown(name: str, config: Config) -> str:
         return "not set" if value is None else "***"
     if name == "HTTP_ADDR" and value:
         return addresses.host_and_port(*value)
+    if name == "SHARD" and value:
+        return f"{value[0]}/{value[1]}"
     if name == "TIMEFRAME":
         return ",".join(timeframe.name for timeframe in value)
     if isinstance(value, tuple):
@@ -1152,16 +1178,26 @@ class TokenBucket:
 
     def __init__(self, rate: float, now_seconds: float) -> None:
         self.rate = rate
-        self.burst = max(1.0, rate)
+        self.burst = self._tokens = max(1.0, rate)
+        self._at_seconds = now_seconds
+        self.set_rate(rate, now_seconds)
+
+    def set_rate(self, rate: float, now_seconds: float) -> None:
+        """Have so many tokens a second from now on; what was reserved stays."""
+        self._earn(now_seconds)
+        self.rate, self.burst = rate, max(1.0, rate)
         self._release_seconds = RELEASE_SECONDS if rate * RELEASE_SECONDS >= 2 else 0.0  # of no use for one
-        self._tokens = self.burst
+        self._tokens = min(self.burst, self._tokens)
+
+    def _earn(self, now_seconds: float) -> None:
+        earned = (now_seconds - self._at_seconds) * self.rate
+        self._tokens = min(self.burst, self._tokens + max(0.0, earned))
         self._at_seconds = now_seconds
 
     def reserve(self, now_seconds: float) -> float:
         """Take the next token and return how many seconds from now it may be used."""
-        earned = (now_seconds - self._at_seconds) * self.rate
-        self._tokens = min(self.burst, self._tokens + max(0.0, earned)) - 1
-        self._at_seconds = now_seconds
+        self._earn(now_seconds)
+        self._tokens -= 1
         slot_seconds = now_seconds - min(0.0, self._tokens) / self.rate
         if self._release_seconds and self._tokens < 0:
             slot_seconds = math.ceil(slot_seconds / self._release_seconds) * self._release_seconds
@@ -1549,6 +1585,79 @@ class Schedule:
 
 
 # ------------------------------------------------------------------------------
+# Shares (pure): who of several members owns which pair
+# ------------------------------------------------------------------------------
+
+ABSENT_SECONDS = 3.0  # a key deleted by hand is there again after 2 s: its member was not gone
+
+
+def owner_of(pair: str, members: Iterable[str]) -> str:
+    """The member, of one or more, that owns a pair: rendezvous hashing.
+
+    Each pair ranks the members in an order of its own, and the first one owns it. So who joins takes its
+    share from all, and who leaves gives its share to all; no other pair moves. All instances compute the
+    same, whatever the order in which they know the members.
+    """
+    return max(members, key=lambda member: (_rank(pair, member), member))
+
+
+def _rank(pair: str, member: str) -> bytes:
+    return hashlib.blake2b(f"{member}\0{pair}".encode(), digest_size=8).digest()
+
+
+class Entry(NamedTuple):
+    """What a member says of itself: its group and address, and whether it has just left."""
+
+    group: str
+    egress: str
+    left: bool
+
+
+def parse_entry(text: str) -> Entry | None:
+    """A member's entry; None for what is not one, which another program or version may have put there."""
+    with suppress(ValueError, KeyError, TypeError):
+        entry = decode_json(text)
+        return Entry(str(entry["group"]), str(entry["egress"]), bool(entry["left"]))
+    return None
+
+
+class Roster:
+    """Who is there: all members on this Redis, and when each was seen last. Times are passed in.
+
+    Who leaves is gone at once; who is absent, after `ABSENT_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Entry, float]] = {}
+
+    def note(self, entries: Texts, joined: bool, now_seconds: float) -> tuple[set[str], set[str]]:
+        """Take over who is there now. Returns who has come, and who is gone.
+
+        Who has just ``joined``, or lost its own key, has missed what happened: for it the others may be
+        back any moment, too, and are absent only from now on.
+        """
+        before = set(self._seen)
+        if joined:
+            self._seen = {member: (entry, now_seconds) for member, (entry, _) in self._seen.items()}
+        for member, text in entries.items():
+            if (entry := parse_entry(text)) and not entry.left:
+                self._seen[member] = (entry, now_seconds)
+            else:
+                self._seen.pop(member, None)
+        since = now_seconds - ABSENT_SECONDS
+        self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
+        return set(self._seen) - before, before - set(self._seen)
+
+    def of_group(self, group: str) -> list[str]:
+        """The members that divide the pairs of a group."""
+        return sorted(member for member, (entry, _) in self._seen.items() if entry.group == group)
+
+    def behind(self, egress: str) -> int:
+        """How many members, of all groups, send requests by an address."""
+        return sum(entry.egress == egress for entry, _ in self._seen.values())
+
+
+# ------------------------------------------------------------------------------
 # The exchange's clock, and the gate that every request passes
 # ------------------------------------------------------------------------------
 
@@ -1556,6 +1665,7 @@ class Schedule:
 MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
 #: How far the exchange clock kept here may be off before a candle counts as one from the future.
 CLOCK_TOLERANCE_MS = 2 * SECOND_MS
+LEASE_POLL_SECONDS = 0.25  # how often a thread looks whether a lease was renewed
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 
 
@@ -1630,8 +1740,9 @@ class RequestGate:
     """Admits every request to Binance, retries and checks included: flowing, paused, probing, flowing.
 
     Three limits in one: a pause that the exchange asked for, the weight left in this minute, and the
-    token bucket. When a pause is over the gate is probing: it admits one request alone (the probe), and
-    the others once the exchange has served one. Any thread may use it; `_lock` guards every change.
+    token bucket; for a member of several a fourth: a lease, see `Membership`. When a pause is over the gate
+    is probing: it admits one request alone (the probe), and the others once the exchange has served one. Any
+    thread may use it; `_lock` guards every change.
     """
 
     def __init__(self, clock: Clock, rate: float, weight_limit: int) -> None:
@@ -1640,6 +1751,7 @@ class RequestGate:
         self._bucket = TokenBucket(rate, clock.monotonic())
         self._budget = WeightBudget(weight_limit)
         self._resume_seconds = 0.0  # monotonic: the end of the pause
+        self._lease_seconds = (0.0, math.inf)  # monotonic: from when until when requests are allowed
         self._probing = False
         self._probe_thread: int | None = None
         self.paused_until_ms = 0
@@ -1676,9 +1788,12 @@ class RequestGate:
 
     def _pause_or_probe_seconds(self) -> float:
         """How long to wait for the pause or another thread's probe; 0 makes the caller the probe, if any."""
-        left = self._resume_seconds - self._clock.monotonic()
+        now_seconds, (begin, end) = self._clock.monotonic(), self._lease_seconds
+        left = max(self._resume_seconds, begin) - now_seconds
         if left > 0:
             return left
+        if now_seconds > end:
+            return LEASE_POLL_SECONDS
         if self._probing:
             if self._probe_thread not in (None, threading.get_ident()):
                 return PROBE_POLL_SECONDS
@@ -1704,6 +1819,21 @@ class RequestGate:
                 self.pause_reason = reason
             self._probing = True
             return is_new
+
+    def lease(self, begin_seconds: float, end_seconds: float) -> None:
+        """Admit requests between these two monotonic moments only."""
+        with self._lock:
+            self._lease_seconds = (begin_seconds, end_seconds)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return self._bucket.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        with self._lock:
+            self._bucket.set_rate(rate, self._clock.monotonic())
 
     def pause_left_seconds(self) -> float:
         """How long the pause lasts from now; 0 when there is none."""
@@ -2066,7 +2196,7 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
 
 STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
-#: The same where another server takes the place of one that fails, within seconds.
+#: The same where another server takes the place of one that fails, or another member, within seconds.
 MAX_FAILOVER_BACKOFF_SECONDS = 4.0
 
 
@@ -2126,6 +2256,23 @@ if held and held > ARGV[1] and held <= ARGV[2] then return {'newer'} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 redis.call('PUBLISH', ARGV[4], ARGV[5])
 return {'written'}
+"""
+#: How a member of several says that it is there, and who else is.
+MEMBER_SCRIPT = """
+-- KEYS: the set of members' ids; the member's own. ARGV: 1 its id   2 its entry   3 expiry in ms
+local had = redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3], 'GET')
+redis.call('SADD', KEYS[1], ARGV[1])
+local found = {had and 'renewed' or 'joined'}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local entry = redis.call('GET', KEYS[1] .. ':' .. id)
+  if entry then
+    table.insert(found, id)
+    table.insert(found, entry)
+  else
+    redis.call('SREM', KEYS[1], id)
+  end
+end
+return found
 """
 UPLOAD_MS = 30 * SECOND_MS  # an upload that was not renamed is gone after so long
 #: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
@@ -2209,8 +2356,9 @@ class Store:
         self._clock = clock
         self._servers = servers
         self._in_cluster = config.redis_mode == "cluster"
-        single = config.redis_mode == "single"
-        self.outages = Outages(clock, MAX_STORE_BACKOFF_SECONDS if single else MAX_FAILOVER_BACKOFF_SECONDS)
+        alone = config.redis_mode == "single" and not config.takes_part
+        self.outages = Outages(clock, MAX_STORE_BACKOFF_SECONDS if alone else MAX_FAILOVER_BACKOFF_SECONDS)
+        self._pause_key = f"{PAUSE_KEY}:{config.egress}" if config.egress else PAUSE_KEY
 
     @contextmanager
     def _answering(self, key: str = "") -> Iterator[Servers]:
@@ -2260,7 +2408,16 @@ class Store:
     def run(
         self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
     ) -> str:
-        """Run a script on one server: its answer's first word. Raises TakenError for another program's key.
+        """Run a script on one server: its answer's first word. Raises TakenError, too."""
+        answer, *details = self._ask(script, keys, *arguments, upload=upload)
+        if answer == "taken":
+            raise TakenError(*details)
+        return answer
+
+    def _ask(
+        self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
+    ) -> list[str]:
+        """Run a script on one server: the words of its answer.
 
         A value to ``upload`` goes there first, in the same round trip, under a key that is the script's last.
         """
@@ -2277,10 +2434,13 @@ class Store:
             except redis.exceptions.NoScriptError:  # the server was restarted, or was a replica before
                 servers.load(script, keys[0])
                 answers = _unless_error(servers.together(commands))[-1]
-        answer, *details = (part.decode() for part in answers)
-        if answer == "taken":
-            raise TakenError(*details)
-        return str(answer)
+        return [part.decode() for part in answers]
+
+    def renew_member(self, member: str, entry: Mapping[str, object], expiry_ms: int) -> tuple[bool, Texts]:
+        """Say that a member is there. Returns whether its key was gone, and the entries of all by id."""
+        keys = [MEMBERS_KEY, f"{MEMBERS_KEY}:{member}"]
+        answer, *found = self._ask(MEMBER_SCRIPT, keys, member, json.dumps(entry), expiry_ms)
+        return answer == "joined", dict(zip(found[::2], found[1::2], strict=True))
 
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
@@ -2359,14 +2519,14 @@ class Store:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
         base_url = self._config.binance_base_url
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
-        self._write_plain(PAUSE_KEY, text, seconds)
+        self._write_plain(self._pause_key, text, seconds)
 
     def load_pause(self) -> tuple[float, str] | None:
         """The pause that is still on for this exchange address: seconds left, and the reason.
 
         What is left follows from the key's expiry, which no local clock can get wrong.
         """
-        text, left_ms = self.load(PAUSE_KEY)
+        text, left_ms = self.load(self._pause_key)
         try:
             pause = _parse_object(text or b"")
         except BadReply:
@@ -2499,6 +2659,7 @@ class Fetcher:
 # ------------------------------------------------------------------------------
 
 FLUSH_AGAIN_SECONDS = 10.0
+FLUSH_SECONDS = 1.0  # then the next tick goes on
 STATUS_SECONDS = 15.0
 
 
@@ -2609,10 +2770,15 @@ class Writer:
         buffered = [feed for feed in feeds if feed.buffered]
         if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
             return
-        self._flush_at_seconds = self._clock.monotonic() + FLUSH_AGAIN_SECONDS
+        began = self._clock.monotonic()
+        self._flush_at_seconds = began + FLUSH_AGAIN_SECONDS
         flushed = 0
-        for feed in buffered:
+        for tried, feed in enumerate(buffered):
             self._clock.check()
+            if self._clock.monotonic() > began + FLUSH_SECONDS:
+                self._flush_at_seconds = 0.0  # the main thread has more to do
+                buffered = buffered[:tried]
+                break
             try:
                 self.write(feed)
                 flushed += 1
@@ -2643,6 +2809,8 @@ class Writer:
         """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
         gate, self._pause_saved = self._gate, True
         try:
+            if self._config.takes_part and (held := self._store.load_pause()):
+                gate.pause(*held)  # another member's may be longer
             self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
         except StoreError as error:
             self._pause_saved = isinstance(error, TakenError)
@@ -2677,6 +2845,127 @@ class Writer:
             self._warned.add(what)
             return say(logging.WARNING, str(error))
         return say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
+
+
+# ------------------------------------------------------------------------------
+# Members: several instances that share the pairs, and the rate of their address
+#
+# Each member renews a key of its own every 2 s; Redis lets it expire after 10 s, so that nobody's clock
+# matters. Whoever renews is told who else is there, and computes alone who owns which pair (`owner_of`) and
+# its part of the rate. They agree as soon as all have looked: within 2 s of a change, and a tick.
+#
+# A member may send requests for as long as its lease lasts, 8 s from a renewal: it is over before the
+# others can think it gone. One that was frozen, or cut off from Redis, finds its lease over when it wakes up,
+# and renews before it goes on. One that is new, or whose key is gone, waits `JOIN_SECONDS` first: until the
+# others have seen it, let go of what it owns now, and slowed down. What it still writes of before, the script
+# refuses if it is older than what is there.
+# ------------------------------------------------------------------------------
+
+TICK_SECONDS = 1.0  # of the main thread
+RENEW_SECONDS = 2.0
+MEMBER_MS = 10 * SECOND_MS
+LEASE_SECONDS = 8.0
+JOIN_SECONDS = 4.0
+
+
+class Membership:
+    """This instance among others: it renews its key, and learns from who is there what it owns.
+
+    Without GROUP, SHARD and EGRESS it does nothing. The main thread's alone, but `join`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        store: Store,
+        gate: RequestGate,
+        own: Callable[[Callable[[Pair], bool]], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._store = store
+        self._gate = gate
+        self._own = own
+        self._roster = Roster()
+        self._owners: tuple[str, ...] = ()
+        self._look_at_seconds = math.inf  # monotonic: the next look; not before it has joined
+        self._asks_from_seconds = 0.0  # monotonic
+        self._lapsed = False
+        self.id = f"{socket.gethostname()}-{os.urandom(4).hex()}"
+        if config.takes_part:
+            gate.lease(0.0, 0.0)
+
+    def join(self) -> None:
+        """Be there, for the first time. Raises StoreError."""
+        if self._config.takes_part:
+            self._renew()
+            say(
+                logging.INFO,
+                "joined",
+                member=self.id,
+                members=len(self._owners),
+                rate=round(self._gate.rate, 2),
+            )
+
+    def look(self) -> None:
+        """Renew and see who is there, when it is time."""
+        now_seconds = self._clock.monotonic()
+        if now_seconds < self._look_at_seconds:
+            return
+        if now_seconds > self._look_at_seconds + LEASE_SECONDS - RENEW_SECONDS and not self._lapsed:
+            self._lapsed = True
+            say(logging.WARNING, "membership lapsed, sending nothing until it is renewed", member=self.id)
+        try:
+            self._renew()
+        except StoreError as error:
+            say(logging.DEBUG, "deferred, will retry", what="membership", reason=str(error))
+
+    def _renew(self) -> None:
+        """Renew the key and the lease, and take over what follows from who is there. Raises StoreError."""
+        config, now_seconds = self._config, self._clock.monotonic()
+        gone, entries = self._store.renew_member(self.id, self._entry(), MEMBER_MS)
+        come, left = self._roster.note(entries, gone, now_seconds)
+        if gone:
+            self._asks_from_seconds = self._clock.monotonic() + JOIN_SECONDS
+        if self._lapsed:
+            self._lapsed = False
+            say(logging.INFO, "membership renewed", member=self.id)
+        for event, members in (("member came", come - {self.id}), ("member gone", left)):
+            for member in sorted(members):
+                say(logging.INFO, event, member=member)
+        self._honour_pause()
+        self._gate.rate = config.api_requests_per_sec / max(1, self._roster.behind(config.egress or ""))
+        self._share()
+        self._gate.lease(self._asks_from_seconds, now_seconds + LEASE_SECONDS)
+        self._look_at_seconds = now_seconds + RENEW_SECONDS - TICK_SECONDS / 2  # the tick nearest to it
+
+    def _entry(self, left: bool = False) -> dict[str, object]:
+        return Entry(self._config.group or "", self._config.egress or "", left)._asdict()
+
+    def _share(self) -> None:
+        """Own what follows from who is there, where that has changed."""
+        me, owners = self.id, tuple(self._roster.of_group(self._config.group or ""))
+        if self._config.shard:
+            number, shards = self._config.shard
+            me, owners = str(number), tuple(map(str, range(1, shards + 1)))
+        if owners != self._owners and (self._config.group or self._config.shard):
+            self._own(lambda pair: owner_of(pair.name, owners) == me)
+        self._owners = owners
+
+    def _honour_pause(self) -> None:
+        """Send nothing while any member behind the same address has met a pause. Raises StoreError."""
+        with suppress(TakenError):
+            pause = self._store.load_pause()
+            if pause and self._gate.pause(*pause):
+                event = "honouring a pause that another member has met"
+                say(logging.WARNING, event, seconds=round(pause[0]), reason=pause[1])
+
+    def leave(self) -> None:
+        """Say that this member is gone, so that the others need not wait for its key to expire."""
+        if self._look_at_seconds < math.inf:
+            with suppress(StoreError):
+                self._store.renew_member(self.id, self._entry(left=True), MEMBER_MS)
 
 
 # ------------------------------------------------------------------------------
@@ -2722,18 +3011,21 @@ class Writer:
 
 SYMBOL_CHECK_MS = HOUR_MS
 STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
-TICK_SECONDS = 1.0
 
 
 class Watchlist:
     """The feeds to keep fresh, and the symbols that are invalid now: unknown, halted or delisted.
 
-    Changed by replacing what is there, by one thread at a time; any thread may iterate over it.
+    Among several members it has those feeds whose pairs are this one's. Changed by replacing what is there,
+    under `_lock`; any thread may iterate over it.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._lock = threading.Lock()
+        self._owns: Callable[[Pair], bool] = lambda pair: True
         self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self.pairs: tuple[Pair, ...] = ()  # those of other members, too
         self.invalid: dict[str, str] = {}  # symbols as configured, and why
 
     def __iter__(self) -> Iterator[Feed]:
@@ -2741,6 +3033,27 @@ class Watchlist:
 
     def __len__(self) -> int:
         return len(self._feeds)
+
+    def __contains__(self, feed: Feed) -> bool:
+        return self._feeds.get((feed.pair, feed.timeframe)) is feed
+
+    def due_ms(self) -> int:
+        """When a feed is due next; never, without feeds."""
+        return min((feed.due.next_ms for feed in self), default=1 << 62)
+
+    def own(self, owns: Callable[[Pair], bool]) -> None:
+        """Have the pairs that this instance owns, and drop the others: their new owner reads them back."""
+        with self._lock:
+            self._owns = owns
+            self._arrange()
+
+    def _arrange(self) -> None:
+        owned = tuple(filter(self._owns, self.pairs))
+        self._feeds = {
+            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+            for timeframe in self._config.timeframe
+            for pair in owned
+        }
 
     def update(self, listings: Mapping[str, Listing]) -> None:
         """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
@@ -2750,12 +3063,9 @@ class Watchlist:
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
         for name in self.invalid.keys() - invalid.keys():
             say(logging.INFO, "symbol trades again", symbol=name)
-        self.invalid = invalid
-        self._feeds = {
-            (pair, timeframe): self._feeds.get((pair, timeframe)) or Feed(pair, timeframe)
-            for timeframe in self._config.timeframe
-            for pair in pairs
-        }
+        with self._lock:
+            self.invalid, self.pairs = invalid, tuple(pairs)
+            self._arrange()
 
     def drop_unknown(self) -> None:
         """Drop the feeds whose symbol Binance has called unknown in this cycle."""
@@ -2764,7 +3074,10 @@ class Watchlist:
             if reason := unknown.get(name.replace("/", "")):
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
                 self.invalid = self.invalid | {name: reason}
-        self._feeds = {key: feed for key, feed in self._feeds.items() if feed.pair.symbol not in unknown}
+        if unknown:
+            with self._lock:
+                self.pairs = tuple(pair for pair in self.pairs if pair.symbol not in unknown)
+                self._arrange()
 
 
 def _may_draw(config: Config) -> bool:
@@ -2796,6 +3109,7 @@ class Service:
         self._symbols_due_ms = 0
         self._sync_again_seconds = 0.0  # monotonic
         self.watchlist = Watchlist(config)
+        self.members = Membership(config, clock, store, binance.gate, self.watchlist.own)
         self.schedule = Schedule(IntervalPolicy.of(config))
         self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
         self.fetcher = Fetcher(config, clock, binance)
@@ -2829,6 +3143,7 @@ class Service:
         config, address = self._config, without_password(self._config.redis_addr)
         say(logging.INFO, "connected to redis", address=address, db=config.redis_db)
         self._until_it_works("redis", self.writer.restore_pause)
+        self._until_it_works("redis", self.members.join)
         self._until_it_works("binance", self._sync_clock)
         offset_ms = round(self.status.clock_offset_ms)
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
@@ -2922,9 +3237,7 @@ class Service:
         waiting = deque(feeds)
         most = min(self._config.concurrent_requests, self._config.batch_size)
         while True:
-            needed = workers_needed(
-                self._config.api_requests_per_sec, self._binance.best_latency_seconds, most
-            )
+            needed = workers_needed(self._binance.gate.rate, self._binance.best_latency_seconds, most)
             missing = min(needed - len(self._running), len(waiting))
             self._running |= {self._pool.submit(self._work, waiting) for _ in range(missing)}
             if not self._running:
@@ -2938,7 +3251,9 @@ class Service:
         """Update one feed after the other until none is left, or a stop is asked for."""
         with suppress(IndexError, Stopped):
             while not self._clock.is_stopped():
-                self.update(feeds.popleft())
+                feed = feeds.popleft()
+                if feed in self.watchlist:  # it may have become another member's
+                    self.update(feed)
 
     def update(self, feed: Feed) -> None:
         """Bring one feed up to date. Every failure ends here, as its error; only Stopped is raised."""
@@ -2966,9 +3281,8 @@ class Service:
 
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
-        next_ms = min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
         self._sync_doubtful_clock()
-        while (left_ms := next_ms - self._clock.now_ms()) > 0:
+        while (left_ms := min(self._symbols_due_ms, self.watchlist.due_ms()) - self._clock.now_ms()) > 0:
             self.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
             self._sync_doubtful_clock()
         if self._clock.now_ms() >= self._symbols_due_ms:
@@ -2999,6 +3313,7 @@ class Service:
         self._clock.check()
         process.notify_systemd("WATCHDOG=1")
         self.status.heartbeat_seconds = self._clock.monotonic()
+        self.members.look()
         if self.writer.status_is_due():
             self.write_status()
         self.writer.flush(self.watchlist)
@@ -3015,6 +3330,7 @@ class Service:
         self._clock.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._running, STOP_SECONDS)
+        self.members.leave()
         self.status.state = "finished" if self._once and self.status.cycles else "stopped"
         self.write_status()
         self._store.close()
@@ -3241,11 +3557,11 @@ class Status:
             which = f"{len(stale)} of {len(feeds)} ({some_of(stale)})"
             reasons.append(f"older than {config.max_data_age} s: {which}")
             reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
-        if not feeds:
+        if not feeds and not self._watchlist.pairs:
             reasons.append(self.waiting_for or "no symbol to update")
         if unreachable := self._store.outages.reason:
             reasons.append(unreachable)
-        ready = bool(feeds) and not stale and not unreachable
+        ready = bool(self._watchlist.pairs) and not stale and not unreachable
         return {"live": live, "ready": ready, "reasons": reasons}
 
     def ages(self) -> Iterator[tuple[str, str, float]]:

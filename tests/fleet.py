@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Server:
         self.port = port or unused_port()
         self.folder = folder / str(self.port)
         self.folder.mkdir()
-        self.client = redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+        self.client: Any = redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
         self._command = [str(get_binary_path()), *settings, "--port", str(self.port), "--bind", "127.0.0.1"]
         self._command += ["--dir", str(self.folder)]
         if sentinel:
@@ -76,7 +77,7 @@ class ClusterOfSix:
         self._until_all(lambda info: info["cluster_known_nodes"] == "6")
         for master, replica in zip(masters, replicas, strict=True):
             identity = master.client.execute_command("CLUSTER", "MYID")
-            eventually(lambda r=replica, i=identity: self._replicates(r, i))
+            eventually(partial(self._replicates, replica, identity))
         self._until_all(lambda info: info["cluster_state"] == "ok")
         self.heal()
 

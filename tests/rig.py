@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import redis
 
@@ -49,7 +49,7 @@ class Rig:
         self._ending = ExitStack()
         self._ending.enter_context(tet.serving_http(self.config, self.service.status))
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from functools import partial
 
 import pytest
 import redis
@@ -96,7 +97,7 @@ def test_a_subscriber_of_any_node_hears_of_an_update(exchange, cluster):
             subscription.get_message(timeout=5)
         rig.refresh()
         for subscription in subscriptions:
-            heard = eventually(lambda s=subscription: s.get_message(timeout=1))
+            heard = eventually(partial(subscription.get_message, timeout=1))
             assert json.loads(heard["data"])["symbol"] == "BTC/USDT"
             subscription.close()
 

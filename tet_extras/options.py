@@ -90,6 +90,22 @@ def symbol_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def member_name(text: str) -> str:
+    """A name that may be part of a key. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise ValueError
+    return text
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Which share of how many: ``2/5``. Raises ValueError."""
+    match = re.fullmatch("([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
+    number, shards = map(int, match.groups() if match else (0, 0))
+    if not 1 <= number <= shards <= 1000:
+        raise ValueError
+    return number, shards
+
+
 def api_key(text: str) -> str:
     """A key, checked. Raises ValueError."""
     if not re.fullmatch(r"[\x21-\x7e]+", text):
