@@ -27,6 +27,10 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:status``
     A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
 
+``tet:status:{id}``
+    Only with GROUP, SHARD or EGRESS: a member's own status. ``tet:system:status`` is made of all of them
+    then, with a list ``members``.
+
 ``tet:system:pause``, ``tet:system:pause:{egress}``
     Only while rate limited or banned by the exchange: until when, and why.
 
@@ -139,6 +143,7 @@ STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
 MEMBERS_KEY = "tet:member:{tet}"  # all in one slot of a cluster, so that one script sees them all
+MEMBER_STATUS_KEY = "tet:status:{id}"
 UPLOAD_KEY = "tet:upload:{{{key}}}"  # in a cluster on the node of that key
 UPDATES_CHANNEL = "tet:updates"
 
@@ -1648,6 +1653,9 @@ class Roster:
         self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
         return set(self._seen) - before, before - set(self._seen)
 
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        return iter([(member, entry) for member, (entry, _) in sorted(self._seen.items())])
+
     def of_group(self, group: str) -> list[str]:
         """The members that divide the pairs of a group."""
         return sorted(member for member, (entry, _) in self._seen.items() if entry.group == group)
@@ -2480,6 +2488,24 @@ class Store:
         text = json.dumps(status, separators=(",", ":"))
         return self._write_plain(STATUS_KEY, text, self._config.status_ttl) == "written"
 
+    def save_member_status(self, member: str, status: Mapping[str, object]) -> bool:
+        """Write a member's own status. Returns whether there was one before."""
+        text = json.dumps(status, separators=(",", ":"))
+        return (
+            self._write_plain(MEMBER_STATUS_KEY.format(id=member), text, self._config.status_ttl) == "written"
+        )
+
+    def load_member_statuses(self, members: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What members have written of themselves, of those that have."""
+        keys = {member: MEMBER_STATUS_KEY.format(id=member) for member in members}
+        with self._answering() as servers:
+            texts = _unless_error(servers.together([("GET", key) for key in keys.values()])) if keys else []
+        found = {}
+        for member, text in zip(keys, texts, strict=True):
+            with suppress(BadReply):
+                found[member] = _parse_object(text or b"")
+        return found
+
     def load_status(self) -> tuple[dict[str, Any], float] | None:
         """The status, and how many seconds ago it was written; None when there is none.
 
@@ -2683,6 +2709,7 @@ class Writer:
         self._flush_at_seconds = 0.0  # monotonic
         self._status_at_seconds = 0.0  # monotonic
         self._wrote_status = False
+        self.publish: Callable[[Mapping[str, object]], bool] = store.save_status  # says whether one was there
         self._evicting = False
         self._pause_saved = True
 
@@ -2827,7 +2854,7 @@ class Writer:
             self._clock.monotonic()
         )  # first: what changes from here on makes it due again
         try:
-            existed = self._store.save_status(fields())
+            existed = self.publish(fields())
         except StoreError as error:
             return self._deferred("status", error)
         if not existed and self._wrote_status and self._config.status_ttl > 4 * STATUS_SECONDS:
@@ -2961,9 +2988,28 @@ class Membership:
                 event = "honouring a pause that another member has met"
                 say(logging.WARNING, event, seconds=round(pause[0]), reason=pause[1])
 
+    def publish(self, status: Mapping[str, object]) -> bool:
+        """Write this instance's status, and that of all members made of theirs. Raises StoreError.
+
+        Returns whether there was one of this instance before: if not, Redis may have been emptied.
+        """
+        if not self._config.takes_part:
+            return self._store.save_status(status)
+        from tet_extras.merged import is_whole, merged
+
+        existed = self._store.save_member_status(self.id, status)
+        entries = {member: {"group": entry.group, "egress": entry.egress} for member, entry in self._roster}
+        found = self._store.load_member_statuses(entries.keys() - {self.id})
+        found = {member: each for member, each in found.items() if is_whole(each)}
+        if self._look_at_seconds < math.inf or not found:  # it has not left, or was the last one
+            found[self.id] = dict(status)
+        self._store.save_status(merged(found, entries))
+        return existed
+
     def leave(self) -> None:
         """Say that this member is gone, so that the others need not wait for its key to expire."""
         if self._look_at_seconds < math.inf:
+            self._look_at_seconds = math.inf
             with suppress(StoreError):
                 self._store.renew_member(self.id, self._entry(left=True), MEMBER_MS)
 
@@ -3114,6 +3160,7 @@ class Service:
         self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
         self.fetcher = Fetcher(config, clock, binance)
         self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
+        self.writer.publish = self.members.publish
         binance.on_pause = self.writer.save_pause
         binance.on_request = lambda seconds: self.status.observe("request", seconds)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from functools import partial
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rig import MINUTE, Rig, eventually, in_background, run_cycles, settings, stored
+from rig import MINUTE, PROGRAM, Rig, eventually, in_background, run_cycles, run_program, settings, stored
 
 import tet_data_service as tet
 from tet_extras.simulated_binance import Market, SimulatedBinance
@@ -278,6 +280,52 @@ def test_a_ban_that_one_member_sees_holds_all_behind_its_address(market, redis_u
         second.service.writer.save_pause()
         assert reader.pttl("tet:system:pause") > 40_000
     assert not reader.exists("tet:system:pause:other")
+
+
+SCHEMA = json.loads((PROGRAM.parent / "tests" / "schemas" / "status.json").read_text())
+
+
+def test_the_status_is_that_of_all_members(market, redis_url, reader):
+    """Totals, the worst of ages, and a line for each member; each has one of its own, too."""
+    with Member(market, redis_url) as first:
+        with Member(market, redis_url) as second:
+            eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+            for rig in (first, second, first):
+                rig.service.writer._status_at_seconds = 0.0  # at the next tick
+                eventually(partial(getattr, rig.service.writer, "_status_at_seconds"))
+            status = eventually(lambda: two_members(reader))
+            jsonschema.validate(status, SCHEMA)
+            assert set(status["symbols"]) == set(PAIRS)
+            assert status["active_symbols"] == len(PAIRS)
+            own = [json.loads(reader.get(f"tet:status:{member['id']}")) for member in status["members"]]
+            assert sorted(each["active_symbols"] for each in own) == sorted(
+                [len(first.owned), len(second.owned)]
+            )
+            assert status["requests"] == sum(member["requests"] for member in status["members"])
+            done = run_program("--status", f"--redis={redis_url}", f"--symbols={','.join(PAIRS)}")
+            assert done.stdout.count("\nmember ") == 2, done.stdout
+            assert done.returncode == 0
+        eventually(lambda: not two_members(reader))
+        assert json.loads(reader.get("tet:system:status"))["state"] == "running"
+    assert json.loads(reader.get("tet:system:status"))["state"] == "stopped"
+
+
+def two_members(reader):
+    """The status, where it is of two members that both have updated all."""
+    status = json.loads(reader.get("tet:system:status"))
+    return status if len(status["members"]) == 2 and status["never_updated"] == 0 else None
+
+
+def test_what_redis_has_lost_each_member_writes_again(market, redis_url, reader):
+    """Each notices by its own status."""
+    with (
+        Member(market, redis_url, UPDATE_INTERVAL=3600) as first,
+        Member(market, redis_url, UPDATE_INTERVAL=3600) as second,
+    ):
+        eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+        eventually(lambda: len(reader.keys("tet:status:*")) == 2)
+        reader.flushall()
+        eventually(lambda: len(reader.keys("tet:kline:*")) == len(PAIRS), 40)
 
 
 def test_a_lone_instance_takes_no_part(exchange, redis_url, reader):

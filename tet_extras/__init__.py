@@ -9,6 +9,7 @@ The optional front doors are loaded only when a setting asks for them:
 * ``demo``: what ``--demo`` adds.
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
 * ``report``: what ``--status`` and ``--health-check`` find, judged and shown.
+* ``merged``: the status of several members as one, for ``GROUP``.
 * ``web``: ``/health`` and ``/metrics``, for ``HTTP_ADDR``.
 
 What every run of the service needs of the system around it:

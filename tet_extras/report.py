@@ -17,7 +17,7 @@ import click
 
 MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
 
-_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*})$')
+_TAIL = re.compile(r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*}) *$')
 
 
 class Row(NamedTuple):
@@ -179,6 +179,13 @@ def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -
     if delays.get("closes"):
         shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
         yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
+    for member in of("members") or ():
+        yield textwrap.shorten(
+            f"member {member.get('id')}: {member.get('state')}, {member.get('active_symbols')} pairs, "
+            f"oldest update {ago(member.get('data_freshness_max') or 0)} ago, "
+            f"requests {member.get('requests')}",
+            80,
+        )
     if of("paused_until"):
         yield from textwrap.wrap(f"paused until {of('paused_until')}: {of('pause_reason')}", 80)
     if of("waiting_for"):
