@@ -107,7 +107,16 @@ import click
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
 from tet_extras.figures import some_of
-from tet_extras.options import Option, Parsed, api_key, listed, member_name, shard, symbol_names
+from tet_extras.options import (
+    Option,
+    Parsed,
+    api_key,
+    is_wildcard,
+    listed,
+    member_name,
+    shard,
+    symbol_names,
+)
 from tet_extras.remedies import with_remedy
 from tet_extras.settings_file import (
     Setting,
@@ -441,7 +450,9 @@ OPTIONS = (
     Option("TIMEFRAME", "--timeframe", "15m", FRAMES,
            "Candle lengths, comma-separated, as Binance writes them."),
     Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), PAIRS,
-           "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
+           "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT; or */USDT, !USDC/USDT, @top100/USDT."),
+    Option("MAX_SYMBOLS", "--max-symbols", "1000", WHOLE(1, 10_000),
+           "Pairs at most that wildcards may bring."),
     Option("GROUP", "--group", None, NAME,
            "Divide the pairs among all instances that are started with this name."),
     Option("SHARD", "--shard", None, SHARE, "Keep one share of the pairs, such as 2/5: the second of five."),
@@ -501,6 +512,7 @@ class Config:
     api_requests_per_sec: float
     timeframe: tuple[Timeframe, ...]
     symbols: tuple[str, ...]
+    max_symbols: int
     group: str | None
     shard: tuple[int, int] | None
     egress: str | None
@@ -531,6 +543,16 @@ class Config:
     def has_keys(self) -> bool:
         """Whether signed calls can and may be made."""
         return bool(self.binance_api_key and self.binance_secret_key and not self.public_data)
+
+    @property
+    def has_wildcards(self) -> bool:
+        """Whether only the exchange knows which pairs are meant."""
+        return any(map(is_wildcard, self.symbols))
+
+    @property
+    def most_symbols(self) -> int:
+        """How many pairs there may be."""
+        return self.max_symbols if self.has_wildcards else len(self.symbols)
 
     @property
     def takes_part(self) -> bool:
@@ -614,7 +636,8 @@ def _pick(
 
 def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
     origin, text = (setting.origin, setting.text) if setting else ("default", "")
-    found = "a value that cannot be shown" if option.secret else repr(without_password(text))
+    text = text if option.type is PAIRS else without_password(text)  # which takes @top for a host
+    found = "a value that cannot be shown" if option.secret else repr(text)
     note = f" ({error})" if isinstance(error, Refusal) else ""
     return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
 
@@ -1383,6 +1406,61 @@ def resolve_symbols(
     return pairs, invalid
 
 
+class Meant(NamedTuple):
+    """Which symbols are meant by those configured: names for `resolve_symbols`, and what does not fit.
+
+    ``left_out`` are the names beyond MAX_SYMBOLS, ``unmatched`` the wildcards that no pair fits.
+    """
+
+    names: list[str]
+    left_out: list[str]
+    unmatched: list[str]
+
+
+def expand_symbols(
+    wanted: Sequence[str], listings: Mapping[str, Listing], volumes: Mapping[str, float], most: int
+) -> Meant:
+    """Replace wildcards by the pairs that trade; ``volumes`` are those of a day by symbol, for ``@top``.
+
+    Names come first, then what wildcards bring, each in the exchange's order, or by volume. What is
+    excluded by ``!`` does not count among the top.
+    """
+    rules = [name[1:] for name in wanted if name.startswith("!")]
+    trading = {
+        f"{each.base}/{each.quote}": each.symbol
+        for each in listings.values()
+        if each.status == "TRADING" and each.symbol == each.base + each.quote  # delivery futures are not
+    }
+    pairs = [name for name in trading if not any(_fits(name, rule) for rule in rules)]
+    found = [
+        name for name in wanted if not is_wildcard(name) and not any(_fits(name, rule) for rule in rules)
+    ]
+    unmatched = []
+    for wildcard in (name for name in wanted if is_wildcard(name) and not name.startswith("!")):
+        top, _, quote = wildcard.partition("/")
+        if top.startswith("@"):
+            matches = [name for name in pairs if _fits(name, f"*/{quote}")]
+            matches.sort(key=lambda name: -volumes.get(trading[name], 0.0))
+            matches = matches[: int(top.removeprefix("@top"))]
+        else:
+            matches = [name for name in pairs if _fits(name, wildcard)]
+        found += matches
+        unmatched += [] if matches else [wildcard]
+    ordered: dict[str, str] = {}  # one spelt twice is one
+    for name in found:
+        ordered.setdefault(name.replace("/", ""), name)
+    names = list(ordered.values())
+    most = max(most, sum(not is_wildcard(name) for name in wanted))
+    return Meant(names[:most], names[most:], unmatched)
+
+
+def _fits(name: str, rule: str) -> bool:
+    """Whether a pair is meant by a name or by a wildcard such as ``*/USDT``."""
+    if "*" not in rule:
+        return name.replace("/", "") == rule.replace("/", "")
+    return all(part in ("*", own) for part, own in zip(rule.split("/"), name.split("/"), strict=False))
+
+
 class Known(Enum):
     """What is known of the candles that a feed has in memory."""
 
@@ -1888,6 +1966,8 @@ class Market(NamedTuple):
     page_rows: int
     info_weight: int
     info_query: Mapping[str, str]
+    tickers_weight: int
+    tickers_query: Mapping[str, str]
     weight_limit: int  # until exchangeInfo is read
 
     def klines_weight(self, limit: int) -> int:
@@ -1899,8 +1979,8 @@ class Market(NamedTuple):
 
 #: On USD-M futures 499 rows weigh 2, the least weight per row of all page sizes.
 MARKETS = {
-    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 6000),
-    "usdm": Market("/fapi/v1", 499, 1, {}, 2400),
+    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 80, {"type": "MINI"}, 6000),
+    "usdm": Market("/fapi/v1", 499, 1, {}, 40, {}, 2400),
 }
 TRADING_PERMISSIONS = (
     "enableSpotAndMarginTrading enableMargin enableFutures enableVanillaOptions enablePortfolioMarginTrading "
@@ -1940,6 +2020,20 @@ def _thin_listing(entry: dict[str, Any]) -> object:
         listing = Listing(*(entry.get(name, "") for name in ("symbol", "status", "baseAsset", "quoteAsset")))
         return listing if all(type(name) is str and name.isprintable() for name in listing) else None
     return None if "filterType" in entry else entry
+
+
+def parse_volumes(body: bytes) -> dict[str, float]:
+    """The quote volume of a day by symbol, from a ticker/24hr reply. Raises BadReply."""
+    try:
+        tickers = decode_json(body)
+        if not isinstance(tickers, list):
+            raise ValueError("not a list")
+        volumes = {str(ticker["symbol"]): float(ticker["quoteVolume"]) for ticker in tickers}
+        if not all(map(math.isfinite, volumes.values())):
+            raise ValueError("a volume that is no number")
+        return volumes
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadReply(f"the ticker/24hr reply is damaged: {error!r:.200}") from error
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -2029,6 +2123,17 @@ class Binance:
         if info.weight_limit:
             self.gate.weight_limit = info.weight_limit
         return info
+
+    def day_volumes(self) -> dict[str, float]:
+        """Ask for the quote volume of the last 24 hours of every symbol."""
+        path, market = f"{self.market.prefix}/ticker/24hr", self.market
+        return self._get(path, market.tickers_query, market.tickers_weight, lambda r: parse_volumes(r.body))
+
+    def look_up(self, config: Config) -> tuple[Mapping[str, Listing], Meant]:
+        """Ask which symbols there are, and which of them are meant."""
+        listings = self.exchange_info().listings
+        volumes = self.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
+        return listings, expand_symbols(config.symbols, listings, volumes, config.max_symbols)
 
     def klines(
         self,
@@ -3072,6 +3177,7 @@ class Watchlist:
         self._owns: Callable[[Pair], bool] = lambda pair: True
         self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
         self.pairs: tuple[Pair, ...] = ()  # those of other members, too
+        self._left_out: Sequence[str] = ()
         self.invalid: dict[str, str] = {}  # symbols as configured, and why
 
     def __iter__(self) -> Iterator[Feed]:
@@ -3101,9 +3207,11 @@ class Watchlist:
             for pair in owned
         }
 
-    def update(self, listings: Mapping[str, Listing]) -> None:
+    def update(self, listings: Mapping[str, Listing], meant: Meant) -> None:
         """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
-        pairs, invalid = resolve_symbols(self._config.symbols, listings)
+        pairs, invalid = resolve_symbols(meant.names, listings)
+        invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
+        self._say_what_changed(set(pairs), meant.left_out)
         for name, reason in invalid.items():
             if self.invalid.get(name) != reason:
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
@@ -3113,6 +3221,19 @@ class Watchlist:
             self.invalid, self.pairs = invalid, tuple(pairs)
             self._arrange()
 
+    def _say_what_changed(self, pairs: set[Pair], left_out: Sequence[str]) -> None:
+        """Log which pairs wildcards bring and no longer bring, and what MAX_SYMBOLS leaves out."""
+        if not self._config.has_wildcards:
+            return
+        before = set(self.pairs)
+        for event, which in (("pairs joined", pairs - before), ("pairs left", before - pairs)):
+            if which:
+                say(logging.INFO, event, count=len(which), pairs=some_of(sorted(pair.name for pair in which)))
+        if left_out and left_out != self._left_out:
+            facts = {"max_symbols": self._config.max_symbols, "count": len(left_out)}
+            say(logging.WARNING, "pairs left out by MAX_SYMBOLS", **facts, pairs=some_of(left_out))
+        self._left_out = left_out
+
     def drop_unknown(self) -> None:
         """Drop the feeds whose symbol Binance has called unknown in this cycle."""
         unknown = {feed.pair.symbol: feed.failure for feed in self if isinstance(feed.error, SymbolError)}
@@ -3121,6 +3242,9 @@ class Watchlist:
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
                 self.invalid = self.invalid | {name: reason}
         if unknown:
+            self._say_what_changed(
+                {pair for pair in self.pairs if pair.symbol not in unknown}, self._left_out
+            )
             with self._lock:
                 self.pairs = tuple(pair for pair in self.pairs if pair.symbol not in unknown)
                 self._arrange()
@@ -3231,7 +3355,7 @@ class Service:
 
     def _check_symbols(self) -> None:
         """Ask which symbols trade, and adjust the watchlist."""
-        self.watchlist.update(self._binance.exchange_info().listings)
+        self.watchlist.update(*self._binance.look_up(self._config))
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
     def _restore(self) -> None:
@@ -3711,13 +3835,13 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         began = clock.monotonic()
         offset_ms = binance.sync_clock()
         latency_ms = round((clock.monotonic() - began) * SECOND_MS)
-        info = binance.exchange_info()
+        listings, meant = binance.look_up(config)
         gate = binance.gate
         found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
         found = f"the local clock is {offset_ms / SECOND_MS:+.1f} s against the exchange's"
         yield Check("clock", abs(offset_ms) <= MAX_CLOCK_OFFSET_MS, found)
-        pairs, invalid = resolve_symbols(config.symbols, info.listings)
+        pairs, invalid = resolve_symbols(meant.names, listings)
         reasons = "".join(f"; {name}: {reason}" for name, reason in invalid.items())
         yield Check("symbols", bool(pairs) and not invalid, f"{len(pairs)} trade{reasons}")
     except ExchangeError as error:
@@ -3776,7 +3900,7 @@ def with_redis(config: Config) -> Iterator[Config]:
         return
     from tet_extras import embedded
 
-    memory_mb = 256 + 3 * (estimate(len(config.symbols), config).candles_bytes // 1_000_000)
+    memory_mb = 256 + 3 * (estimate(config.most_symbols, config).candles_bytes // 1_000_000)
     with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
         yield _at_port(config, port)
 
@@ -3860,8 +3984,38 @@ def show_config(resolved: Resolved) -> int:
 
     rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
     click.echo(config_table(rows))
+    code = EXIT_OK
+    if resolved.config.has_wildcards:
+        code = show_wildcards(resolved.config)
     for warning in resolved.warnings:
         click.echo(f"warning: {warning}", err=True)
+    return code
+
+
+def show_wildcards(config: Config) -> int:
+    """Say which pairs wildcards mean now, and what they cost; asks the exchange which there are."""
+    from tet_extras.report import cost_text
+
+    clock = Clock()
+    try:
+        with connect_http(config) as http:
+            binance = Binance(config, clock, http)
+            binance.attempts = 1
+            listings, meant = binance.look_up(config)
+    except ExchangeError as error:
+        click.echo(
+            f"error: SYMBOLS: the exchange could not be asked which pairs are meant: {error}", err=True
+        )
+        return EXIT_FAILED
+    pairs, invalid = resolve_symbols(meant.names, listings)
+    names = [pair.name for pair in pairs]
+    invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
+    cost, market = estimate(len(names), config), binance.market
+    weights = market.klines_weight(config.incremental_candles + 1), market.klines_weight(market.page_rows)
+    pages = sum(-(-each.candles_in_days(config.data_days) // market.page_rows) for each in config.timeframe)
+    weight = (cost.requests * weights[0] / 60, binance.gate.weight_limit, len(names) * pages * weights[1])
+    left_out = (meant.left_out, config.max_symbols)
+    click.echo(cost_text(names, left_out, invalid, cost, weight, config.memory_limit_mb))
     return EXIT_OK
 
 

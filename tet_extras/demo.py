@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from .simulated_binance import Market, SimulatedBinance
+from .options import is_wildcard
+from .simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance
 
 DEMO_BEFORE = """\
 This is a demo. The market is simulated: no price here is real.
@@ -34,7 +35,9 @@ def simulated(flags: Mapping[str, str], resolve: Callable[[Mapping[str, str]], A
     with tempfile.TemporaryDirectory(prefix="tet-demo-", ignore_cleanup_errors=True) as folder:
         settings = {"PUBLIC_DATA": "true", "API_REQUESTS_PER_SEC": "50", "LOG_LEVEL": "warning"}
         settings |= {"REDIS_ADDR": "embedded", "DATA_DIR": folder, **flags}
-        names = [name for name in resolve(settings).symbols if "/" in name]
+        symbols = resolve(settings).symbols
+        names = [name for name in symbols if "/" in name and not is_wildcard(name)]
+        names += DEFAULT_PAIRS if any(map(is_wildcard, symbols)) else ()
         with SimulatedBinance(market=Market.random_walk(names)) as exchange:
             config = resolve({**settings, "BINANCE_BASE_URL": exchange.url})
             click.echo(DEMO_BEFORE)
