@@ -3321,8 +3321,7 @@ class Service:
         self._until_it_works("binance", self._check_symbols)
         self._in_worker(partial(log_api_key, config, self._binance))
         self._in_worker(self._restore)
-        pairs = len({feed.pair for feed in self.watchlist})
-        say(logging.INFO, "estimate", **estimate(pairs, config).facts())
+        say(logging.INFO, "estimate", **estimate(len({f.pair for f in self.watchlist}), config).facts())
 
     def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
