@@ -36,6 +36,9 @@ demo: ## Try it: a simulated market, no keys, no network, no Redis
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
+test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/test_cluster.py
+
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -74,5 +77,5 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-patches health
+.PHONY: help dev-setup build run run-dev demo test test-cluster check soak bench bench-freshness bench-patches health
 .PHONY: docker-build docker-run docker-stop docker-logs clean
