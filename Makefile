@@ -57,6 +57,9 @@ bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
 	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
 
+bench-scaling: $(READY) ## Measure costs, and work out what 25 to 3,700 pairs need
+	$(BIN)/python bench/scaling.py
+
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
 	$(BIN)/tet-data-service --config=config.txt --health-check
 
@@ -77,5 +80,5 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test test-cluster check soak bench bench-freshness bench-patches health
+.PHONY: help dev-setup build run run-dev demo test test-cluster check soak bench bench-freshness bench-patches bench-scaling health
 .PHONY: docker-build docker-run docker-stop docker-logs clean
