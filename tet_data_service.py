@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
 
-One process reads the candles (klines) of every configured pair and timeframe from Binance's public
+One process, or several that share the pairs, reads the candles (klines) of every configured pair and timeframe from Binance's public
 REST interface and keeps them in Redis, complete and current, for analysis programs to read.
 
 What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
@@ -54,17 +54,19 @@ Redis has of a feed. *Patch*: to write the end of a value where its front stays.
 because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since
 Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes.
 *Pause*: rate limited, banned or refused; *probe*: the one request that goes first after a pause.
-*Invalid*: a symbol unknown, halted or delisted. *Clock offset*: local time minus exchange time.
+*Invalid*: a symbol unknown, halted or delisted. *Member*: one of several instances that share the pairs or
+a rate. *Lease*: for how long a member may send requests. *Clock offset*: local time minus exchange time.
 *Heartbeat*: the main loop's, each second.
 
 The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
 
 * units, keys, errors, logging; options and configuration (config, readme)
 * the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
-  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
-* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
-* what joins them: the fetcher (service, faults), the writer (writer, writes), the service, which opens
-  with its theory of operation (service, program), the status (monitoring)
+  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds,
+  wildcards), shares (members)
+* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store, servers)
+* what joins them: the fetcher (service, faults), the writer (writer, writes), members (members, cluster),
+  the service, which opens with its theory of operation (service, program), the status (monitoring)
 * what people start: --status and --health-check (monitoring), the command line (program)
 
 What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
@@ -3126,8 +3128,8 @@ class Membership:
 #
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
-# tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered and, every 15 s,
-# writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
+# tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered, every 2 s renews a
+# member's key and, every 15 s, writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
 # serve HTTP, which reads the status.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
@@ -3138,8 +3140,10 @@ class Membership:
 #     Watchlist, Schedule, Service, Status, Writer
 #                    the main thread, or the one worker that it waits for (Service._in_worker); others read.
 #                    But a pause is saved by the worker that met it
-#     RequestGate    its lock: the pause, the weight of this minute, the token bucket
-#     Binance, Store, Tally, DayOfDelays
+#     Membership     the main thread, or the worker that joins while it waits; it changes the gate's rate and
+#                    lease, and the watchlist, which has a lock for it
+#     RequestGate    its lock: the pause, the lease, the weight of this minute, the token bucket
+#     Binance, Outages, Tally, DayOfDelays
 #                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
 #

@@ -25,7 +25,12 @@ class Server:
         self.port = port or unused_port()
         self.folder = folder / str(self.port)
         self.folder.mkdir()
-        self.client: Any = redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+        password = settings[settings.index("--requirepass") + 1] if "--requirepass" in settings else None
+        if sentinel:
+            password = Watched.sentinel_password
+        self.client: Any = redis.Redis(
+            port=self.port, password=password, decode_responses=True, socket_timeout=5
+        )
         self._command = [str(get_binary_path()), *settings, "--port", str(self.port), "--bind", "127.0.0.1"]
         self._command += ["--dir", str(self.folder)]
         if sentinel:
@@ -140,10 +145,13 @@ class Watched:
     """A master with two replicas, and three sentinels that name one of them."""
 
     name = "main"
+    password, sentinel_password = "pw-of-data", "pw-of-sentinels"
 
     def __init__(self, folder: Path) -> None:
-        master = Server(folder)
-        self.servers = [master, *(Server(folder, "--replicaof", "127.0.0.1", str(master.port)) for _ in "ab")]
+        secrets = ("--requirepass", self.password, "--masterauth", self.password)
+        master = Server(folder, *secrets)
+        following = (*secrets, "--replicaof", "127.0.0.1", str(master.port))
+        self.servers = [master, *(Server(folder, *following) for _ in range(2))]
         eventually(lambda: master.client.info("replication")["connected_slaves"] == 2)
         self.sentinels = [self._sentinel(folder, master.port) for _ in range(3)]
         eventually(lambda: all(self._sees_all(sentinel) for sentinel in self.sentinels))
@@ -153,6 +161,11 @@ class Watched:
         watched = [f"sentinel monitor {self.name} 127.0.0.1 {port} 2"]
         watched += [f"sentinel down-after-milliseconds {self.name} {NODE_TIMEOUT_MS}"]
         watched += [f"sentinel failover-timeout {self.name} 5000"]
+        watched += [
+            f"sentinel auth-pass {self.name} {self.password}",
+            f"requirepass {self.sentinel_password}",
+        ]
+        watched += [f"sentinel sentinel-pass {self.sentinel_password}"]
         config.write_text("\n".join(watched))
         return Server(folder, str(config), sentinel=True)
 
@@ -162,8 +175,14 @@ class Watched:
 
     @property
     def addresses(self) -> str:
-        """The sentinels, as REDIS_ADDR has them."""
-        return ",".join(sentinel.address for sentinel in self.sentinels)
+        """The sentinels, as REDIS_ADDR has them; the password in it is theirs."""
+        return ",".join(
+            f"redis://:{self.sentinel_password}@{sentinel.address}" for sentinel in self.sentinels
+        )
+
+    def reader(self) -> Any:
+        """Another program's client of the master."""
+        return redis.Redis(port=self.master().port, password=self.password, db=1, decode_responses=True)
 
     def master(self) -> Server:
         """The server that the sentinels call the master."""

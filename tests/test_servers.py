@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from functools import partial
 
 import pytest
-import redis
-from rig import HOUR, MINUTE, FastClock, Rig, eventually, expected_candles, in_background, run_program, stored
+from rig import (
+    HOUR,
+    MINUTE,
+    PROGRAM,
+    FastClock,
+    Rig,
+    eventually,
+    expected_candles,
+    in_background,
+    run_program,
+    stored,
+)
 
 import tet_data_service as tet
 
@@ -33,6 +44,7 @@ class Watched(Rig):
 
     def __init__(self, exchange, watched, clock=None, **given):
         given = {"REDIS_MODE": "sentinel", "REDIS_SENTINEL_MASTER": watched.name, "SYMBOLS": SYMBOLS} | given
+        given = {"REDIS_PASSWORD": watched.password} | given
         super().__init__(exchange, watched.addresses, clock, **given)
         self.service.start()
 
@@ -232,6 +244,29 @@ def test_status_is_read_from_a_cluster(exchange, cluster):
     assert done.stdout.count("fresh") == 3, done.stdout
 
 
+def test_the_rights_that_the_readme_gives_are_enough_in_a_cluster(exchange, cluster):
+    """For a member of a group, too."""
+    text = (PROGRAM.parent / "README.md").read_text()
+    (line,) = re.findall(r"`(ACL SETUSER [^`]+)`", text)
+    more = " ".join(re.findall(r"needs `([^`]+)` too, in a cluster `([^`]+)`", text)[0])
+    for server in cluster.servers:
+        server.client.execute_command(*f"{line} {more}".replace("PASSWORD", "tet-pw").split())
+    given = {"REDIS_USERNAME": "tet", "REDIS_PASSWORD": "tet-pw", "GROUP": "g"}
+    with InCluster(exchange, cluster, **given) as rig, cluster.reader() as reader:
+        rig.refresh()
+        assert [feed.failure for feed in rig.feeds] == ["", "", ""]
+        assert all_true(exchange, reader)
+        assert len(json.loads(reader.get("tet:system:status"))["members"]) == 1
+
+
+def test_a_wrong_password_of_a_cluster_is_named(exchange, cluster):
+    """It refuses the login, as a single server does."""
+    given = {"REDIS_MODE": "cluster", "REDIS_DB": 0, "REDIS_USERNAME": "x", "REDIS_PASSWORD": "pw-1"}
+    refused = pytest.raises(tet.StoreError, match=r"refuses the login.*check REDIS_USERNAME and")
+    with Rig(exchange, cluster.addresses, **given) as rig, refused:
+        rig.store.prepare()
+
+
 # Sentinels
 
 
@@ -249,7 +284,7 @@ def test_a_failover_behind_sentinels_costs_nothing(exchange, watched, caplog):
         waiting = in_background(lambda: rig.service.wait(600))
         eventually(lambda: watched.master() is not first, 30)
         eventually(lambda: not any(feed.buffered for feed in rig.feeds), 30)
-        with redis.Redis(port=watched.master().port, db=1, decode_responses=True) as reader:
+        with watched.reader() as reader:
             eventually(lambda: all_true(exchange, reader))
         assert len(exchange.asked()) == fetched
         rig.clock.stop()
@@ -261,12 +296,12 @@ def test_the_sentinels_are_asked_one_after_the_other(exchange, watched):
     watched.sentinels[0].kill()
     with Watched(exchange, watched) as rig:
         rig.refresh()
-        with redis.Redis(port=watched.master().port, db=1, decode_responses=True) as reader:
+        with watched.reader() as reader:
             assert all_true(exchange, reader)
 
 
 def test_an_unknown_master_is_named(exchange, watched):
     """A name that no sentinel knows is an error that shows it."""
-    given = {"REDIS_MODE": "sentinel", "REDIS_SENTINEL_MASTER": "nobody"}
+    given = {"REDIS_MODE": "sentinel", "REDIS_SENTINEL_MASTER": "nobody", "REDIS_PASSWORD": "pw"}
     with Rig(exchange, watched.addresses, **given) as rig, pytest.raises(tet.StoreError, match="'nobody'"):
         rig.store.prepare()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 #: The commands that the service uses, those inside of its script included.
 COMMANDS = "ping select get getrange pttl evalsha script|load type set del rename setrange pexpire publish"
-ACL_REMEDY = f"give this user ~tet:* &tet:updates {' '.join(f'+{name}' for name in COMMANDS.split())}"
+ACL_REMEDY = (
+    f"give this user ~tet:* &tet:updates {' '.join(f'+{name}' for name in COMMANDS.split())}; "
+    "with GROUP, SHARD or EGRESS +sadd +smembers +srem too, in a cluster +cluster|slots +command +asking"
+)
 #: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
 REMEDIES = (
     ("AuthenticationError", "Authentication required", "set REDIS_PASSWORD"),
