@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
 
-One process, or several that share the pairs, reads the candles (klines) of every configured pair and timeframe from Binance's public
-REST interface and keeps them in Redis, complete and current, for analysis programs to read.
+One process, or several that share the pairs, reads the candles (klines) of every configured pair and
+timeframe from Binance's public REST interface and keeps them in Redis, complete and current, for analysis
+programs to read.
 
 What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
 
@@ -3129,8 +3130,8 @@ class Membership:
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
 # tick: each second it looks for a stop, sends the heartbeat, flushes what is buffered, every 2 s renews a
-# member's key and, every 15 s, writes the status. In tet_extras, a thread waits for signals, one minds the embedded server, and others
-# serve HTTP, which reads the status.
+# member's key and, every 15 s, writes the status. In tet_extras, a thread waits for signals, one minds the
+# embedded server, and others serve HTTP, which reads the status.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
 # go anywhere. Other state has one owner, or a lock:
