@@ -57,8 +57,8 @@ bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
 	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
 
-bench-scaling: $(READY) ## Measure costs, and work out what 25 to 3,700 pairs need
-	$(BIN)/python bench/scaling.py
+bench-scaling: $(READY) ## Measure costs, and work out what 25 to 3,700 pairs need (QUICK=1)
+	$(BIN)/python bench/scaling.py $(if $(QUICK),--quick)
 
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
 	$(BIN)/tet-data-service --config=config.txt --health-check

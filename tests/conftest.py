@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from rig import NOON_MS, PROGRAM, clean_environment, unused_port
 
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
+
+# A machine under load is slow, not wrong.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 

@@ -17,19 +17,21 @@ ROOT = PROGRAM.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):.* ## ", MAKEFILE, re.M))
 
-#: Run elsewhere: CI runs the first three, tests/test_build.py the build.
-ELSEWHERE = {"dev-setup", "check", "test", "build"}
+#: Run elsewhere: CI runs the first four, tests/test_build.py the build.
+ELSEWHERE = {"dev-setup", "check", "test", "test-cluster", "build"}
 MEASURE = {
     "soak": "CYCLES=3",
     "bench": "PAIRS=2",
     "bench-freshness": "MINUTES=0.02",
     "bench-patches": "PATCHES=500",
+    "bench-scaling": "QUICK=1",
 }
 SAYS = {
     "soak": "differ from the exchange: none",
     "bench": "this service       2",
     "bench-freshness": "25 pairs, 1m candles",
     "bench-patches": "500 patches",
+    "bench-scaling": "3,700 x 15 intervals polling",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
 DOCKER = {"docker-build", "docker-run", "docker-stop", "docker-logs"}
