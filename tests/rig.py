@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import redis
 
@@ -51,7 +51,7 @@ class Rig:
         self._ending = ExitStack()
         self._ending.enter_context(tet.serving_http(self.config, self.service.status))
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,6 +73,11 @@ class Rig:
         self.binance.sync_clock()
         self.service.idle()
         self.refresh()
+
+    def redis_is_away(self, seconds: float) -> None:
+        """Redis counts as away for so long, as after a failed connection."""
+        outage = tet.Outages.Outage(1, self.clock.monotonic() + seconds, "Redis is away")
+        self.store.outages._away[""] = outage
 
     @property
     def feeds(self) -> list[tet.Feed]:

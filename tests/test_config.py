@@ -27,11 +27,16 @@ RIGHT = {
     "BINANCE_STREAM_URL": ("wss://a.example", "wss://b.example", "ws://c.example"),
     "LIVE_WRITE_SECONDS": ("0", "1", "2.5"),
     "REDIS_ADDR": ("a:1", "b:2", "c:3"),
+    "REDIS_MODE": ("SINGLE", "single", "Single"),
+    "REDIS_SENTINEL_MASTER": ("one", "two", "three"),
     "REDIS_USERNAME": ("anna", "bert", "carl"),
     "REDIS_PASSWORD": ("pw-a", "pw-b", "pw-c"),
     "API_REQUESTS_PER_SEC": ("2.5", "3.5", "4.5"),
     "TIMEFRAME": ("1h", "4h", "1d"),
-    "SYMBOLS": ("A/USDT", "B/USDT", "C/USDT"),
+    "SYMBOLS": ("A/USDT", "*/USDT", "@Top9/usdt,!c_usdt"),
+    "GROUP": ("one", "two", "three"),
+    "SHARD": ("1/2", "2/2", "3/5"),
+    "EGRESS": ("one", "two", "three"),
     "CLOSED_ONLY": ("true", "false", "true"),
     "METRICS_PER_SYMBOL": ("true", "false", "true"),
     "MAX_FAILURE_RATE": ("0.2", "0.3", "0.4"),
@@ -58,6 +63,8 @@ DEFAULTS = {
     "live_write_seconds": 5,
     "audit_hours": 24,
     "redis_addr": "redis://localhost:6379",
+    "redis_mode": "single",
+    "redis_sentinel_master": None,
     "redis_username": None,
     "redis_password": None,
     "redis_db": 1,
@@ -67,6 +74,10 @@ DEFAULTS = {
     "api_requests_per_sec": 15,
     "timeframe": (tet.TIMEFRAMES["15m"],),
     "data_days": 30,
+    "max_symbols": 1000,
+    "group": None,
+    "shard": None,
+    "egress": None,
     "incremental_candles": 6,
     "batch_size": 15,
     "closed_only": False,
@@ -98,6 +109,7 @@ RANGES = {
     "DATA_DAYS": ("1", "3650", "0", "3651"),
     "INCREMENTAL_CANDLES": ("1", "400", "0", "401"),
     "BATCH_SIZE": ("1", "1000", "0", "1001"),
+    "MAX_SYMBOLS": ("1", "10000", "0", "10001"),
     "KLINE_TTL": ("1", "31536000", "0", "31536001"),
     "TIMESTAMP_TTL": ("1", "31536000", "0", "31536001"),
     "STATUS_TTL": ("1", "31536000", "0", "31536001"),
@@ -130,9 +142,29 @@ WRONG = {
     "BINANCE_STREAM_URL": ("stream.binance.com", "https://h", "wss://", "wss://h?x=1", "wss://h:99999"),
     "LIVE_WRITE_SECONDS": ("-1", "3601", "nan", "soon"),
     "AUDIT_HOURS": ("-1", "8761", "nan", "daily"),
-    "REDIS_ADDR": (":6379", "h/1", "h:70000", "redis://h:70000", "http://h", "redis://", "unix://", "::1"),
+    "REDIS_ADDR": (
+        *(":6379", "h/1", "h:70000", "redis://h:70000", "http://h", "redis://", "unix://", "::1"),
+        *("a:1,", "a:1,b/1", "a:1,embedded", "a:1,unix:///s"),
+    ),
+    "REDIS_MODE": ("replica", "single,cluster"),
     "TIMEFRAME": ("15", "2m", "15m,7m", ",", "1Y"),
-    "SYMBOLS": (",", "BTC/", "BTC//USDT", "BTC/USDT/X", "BTC.USDT", "A" * 31),
+    "SYMBOLS": (
+        *(",", "BTC/", "BTC//USDT", "BTC/USDT/X", "BTC.USDT", "A" * 31),
+        *(
+            "*",
+            "BTC*",
+            "B*/USDT",
+            "!USDC/USDT",
+            "@top/USDT",
+            "@top0/USDT",
+            "@top100",
+            "@low9/USDT",
+            "!@top9/USDT",
+        ),
+    ),
+    "GROUP": ("two words", "a:b", "{a}", "x" * 65),
+    "SHARD": ("0/5", "6/5", "2", "2/1001", "1/0", "-1/5"),
+    "EGRESS": ("two words", "a:b"),
     "CLOSED_ONLY": NOT_TRUTH,
     "METRICS_PER_SYMBOL": NOT_TRUTH,
     "ADAPTIVE_INTERVAL": NOT_TRUTH,
@@ -143,7 +175,7 @@ WRONG = {
     "HTTP_TOKEN": ("two words", "schlüssel"),
     **{name: (*outside, "abc", "nan", "1_0", "٥") for name, (_, _, *outside) in RANGES.items()},
 }
-ANYTHING = {"REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}
+ANYTHING = {"REDIS_SENTINEL_MASTER", "REDIS_USERNAME", "REDIS_PASSWORD", "LOG_FILE", "DATA_DIR"}
 
 
 def table_of(resolved):
@@ -436,6 +468,46 @@ def test_a_secret_in_a_flag_is_warned_of(flags, warned):
 
 
 # Addresses
+
+
+NODES = "a:1,redis://u:pw-333@b:2"
+
+
+def test_several_nodes_are_taken_and_their_passwords_are_masked():
+    """Comma-separated, each as host:port or URL."""
+    config = public(REDIS_ADDR=NODES, REDIS_MODE="cluster", REDIS_DB="0").config
+    assert config.redis_addr == "redis://a:1,redis://u:pw-333@b:2"
+    assert config.secrets == ("pw-333",)
+    assert tet.shown("REDIS_ADDR", config) == "redis://a:1,redis://u:***@b:2"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"REDIS_ADDR": NODES},
+            "REDIS_ADDR (environment): found 2 nodes; allowed with REDIS_MODE=single: one",
+        ),
+        (
+            {"REDIS_MODE": "cluster"},
+            "REDIS_DB (default): found database 1; allowed with REDIS_MODE=cluster: 0",
+        ),
+        ({"REDIS_MODE": "cluster", "REDIS_DB": "0", "REDIS_ADDR": "redis://h/2"}, "REDIS_ADDR (environment)"),
+        ({"REDIS_MODE": "sentinel"}, "REDIS_SENTINEL_MASTER: missing; set it"),
+        (
+            {"REDIS_MODE": "cluster", "REDIS_DB": "0", "REDIS_ADDR": "embedded"},
+            "REDIS_ADDR (environment): found 'embedded'; allowed with REDIS_MODE=cluster: host:port",
+        ),
+        (
+            {"REDIS_MODE": "sentinel", "REDIS_SENTINEL_MASTER": "m", "REDIS_ADDR": "unix:///s"},
+            "REDIS_ADDR (environment): found 'unix:///s'; allowed with REDIS_MODE=sentinel: host:port",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_mode_of_redis_is_refused(given, problem):
+    """One problem, which says what is allowed."""
+    (told,) = problems(**given)
+    assert told.startswith(problem)
 
 
 @pytest.mark.parametrize(

@@ -354,34 +354,121 @@ def test_credentials_are_read(tmp_path):
 
 
 def objects():
-    """The manifest's objects by kind."""
-    return {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    """The manifest's objects by kind and name."""
+    found = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    by_name = {(one["kind"], one["metadata"]["name"]): one for one in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+OURS, STORES = "tet-data-service", "valkey"
+
+
+def pod_of(name):
+    """What the workload of that name starts."""
+    kinds = ("Deployment", "StatefulSet", "Job")
+    return next(
+        one["spec"]["template"] for (kind, of), one in objects().items() if kind in kinds and of == name
+    )
 
 
 def test_kubernetes_settings_are_sound(tmp_path):
     """The ConfigMap's settings exist and are accepted; the secrets are those that the program reads."""
-    data = objects()["ConfigMap"]["data"]
+    data = objects()["ConfigMap", OURS]["data"]
     assert set(data) <= SETTINGS
     sound(data, tmp_path)
-    assert set(objects()["Secret"]["stringData"]) <= CREDENTIALS
+    assert set(objects()["Secret", OURS]["stringData"]) <= CREDENTIALS
 
 
 def test_kubernetes_objects_fit_each_other():
     """Labels, names, ports and the mount of the secrets agree."""
     found = objects()
-    pod = found["Deployment"]["spec"]["template"]
+    pod = pod_of(OURS)
     (container,) = pod["spec"]["containers"]
-    labels = pod["metadata"]["labels"]
-    assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
-    assert found["Service"]["spec"]["selector"] == labels
-    assert container["envFrom"][0]["configMapRef"]["name"] == found["ConfigMap"]["metadata"]["name"]
-    assert pod["spec"]["volumes"][0]["secret"]["secretName"] == found["Secret"]["metadata"]["name"]
-    settings = found["ConfigMap"]["data"]
+    assert container["envFrom"][0]["configMapRef"]["name"] == OURS
+    assert pod["spec"]["volumes"][0]["secret"]["secretName"] == OURS
+    settings = found["ConfigMap", OURS]["data"]
     assert container["volumeMounts"][0]["mountPath"] == settings["CREDENTIALS_DIRECTORY"]
     assert settings["HTTP_ADDR"].endswith(f":{container['ports'][0]['containerPort']}")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/health", "port": container["ports"][0]["name"]}
-    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_kubernetes_starts_several_instances_of_one_group():
+    """Three, of which one at a time may be away; the same goes for the nodes of the cluster."""
+    found = objects()
+    settings = found["ConfigMap", OURS]["data"]
+    assert settings["GROUP"]
+    assert found["Deployment", OURS]["spec"]["replicas"] == 3
+    for kind, name in (("Deployment", OURS), ("StatefulSet", STORES)):
+        labels = found[kind, name]["spec"]["template"]["metadata"]["labels"]
+        assert found[kind, name]["spec"]["selector"]["matchLabels"] == labels
+        assert found["Service", name]["spec"]["selector"] == labels
+        assert found["PodDisruptionBudget", name]["spec"] == {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": labels},
+        }
+
+
+def test_kubernetes_brings_a_cluster_of_its_own():
+    """Three masters and their replicas, at the addresses that the service and the job use."""
+    found = objects()
+    nodes = found["StatefulSet", STORES]["spec"]
+    assert (nodes["replicas"], nodes["serviceName"]) == (6, STORES)
+    hosts = [f"{STORES}-{number}.{STORES}" for number in range(nodes["replicas"])]
+    settings = found["ConfigMap", OURS]["data"]
+    assert settings["REDIS_MODE"] == "cluster"
+    assert set(settings["REDIS_ADDR"].split(",")) <= {f"{host}:6379" for host in hosts}
+    (job,) = pod_of("valkey-cluster")["spec"]["containers"]
+    assert "for number in 0 1 2 3 4 5; do" in job["command"][-1]
+    assert "--cluster-replicas 1" in job["command"][-1]
+    holds(["sh", "-n", "-c", job["command"][-1]])
+
+
+@pytest.mark.parametrize("name", [OURS, STORES, "valkey-cluster"])
+def test_kubernetes_pods_are_confined(name):
+    """Nobody is root or gains rights, nothing is written but the volumes, memory is bounded."""
+    pod = pod_of(name)["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    for container in pod["containers"]:
+        assert container["resources"]["limits"]["memory"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_kubernetes_starts_valkey_as_a_cluster_with_its_password(tmp_path):
+    """The command as it stands, on a real server: the password holds, and no command line shows it."""
+    (tmp_path / "password").write_text("s3cret\n")
+    port, bus = unused_port(), unused_port()
+    configuration = objects()["ConfigMap", STORES]["data"]["valkey.conf"].replace("/data", str(tmp_path))
+    configuration = configuration.replace("port 6379", f"port {port}\ncluster-port {bus}")
+    (tmp_path / "valkey.conf").write_text(configuration)
+    (container,) = pod_of(STORES)["spec"]["containers"]
+    script = container["command"][-1]
+    for inside, here in {
+        "valkey-server": str(get_binary_path()),
+        "/etc/valkey/valkey.conf": str(tmp_path / "valkey.conf"),
+        "/run/secrets/tet/redis_password": str(tmp_path / "password"),
+        "$(hostname)": "valkey-0",
+    }.items():
+        script = script.replace(inside, here)
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.DEVNULL) as server:
+        try:
+            with redis.Redis(port=port, password="s3cret", decode_responses=True) as client:
+                eventually(lambda: answers(client))
+                assert client.info("cluster") == {"cluster_enabled": 1}
+                assert client.config_get("cluster-announce-hostname").popitem()[1] == "valkey-0.valkey"
+                assert client.config_get("masterauth") == {"masterauth": "s3cret"}
+            with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+            assert "s3cret" not in holds(["ps", "-o", "args=", "-p", str(server.pid)]).stdout
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
 
 
 # Workflows

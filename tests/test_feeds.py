@@ -254,15 +254,20 @@ def listings(*names, status="TRADING"):
     return {f"{base}USDT": tet.Listing(f"{base}USDT", status, base, "USDT") for base in names}
 
 
+def of_two(there):
+    """What the exchange has, and which of it two configured symbols mean."""
+    return there, tet.expand_symbols(["BTC/USDT", "ETH/USDT"], there, {}, 1000)
+
+
 def test_a_feed_that_stays_keeps_its_candles():
     """Only what stopped trading goes, with the reason; what returns is new."""
     watchlist = tet.Watchlist(settings(SYMBOLS="BTC/USDT,ETH/USDT"))
-    watchlist.update(listings("BTC", "ETH"))
+    watchlist.update(*of_two(listings("BTC", "ETH")))
     btc = next(iter(watchlist))
-    watchlist.update(listings("BTC") | listings("ETH", status="BREAK"))
+    watchlist.update(*of_two(listings("BTC") | listings("ETH", status="BREAK")))
     assert list(watchlist) == [btc]
     assert watchlist.invalid == {"ETH/USDT": "not trading (BREAK)"}
-    watchlist.update(listings("BTC", "ETH"))
+    watchlist.update(*of_two(listings("BTC", "ETH")))
     assert len(watchlist) == 2
     assert watchlist.invalid == {}
 
@@ -270,7 +275,7 @@ def test_a_feed_that_stays_keeps_its_candles():
 def test_a_symbol_called_unknown_is_dropped_in_all_timeframes():
     """Other failures are not: they may pass."""
     watchlist = tet.Watchlist(settings(SYMBOLS="BTCUSDT,ETH/USDT", TIMEFRAME="15m,1h"))
-    watchlist.update(listings("BTC", "ETH"))
+    watchlist.update(*of_two(listings("BTC", "ETH")))
     btc, eth = list(watchlist)[:2]
     btc.tried(tet.SymbolError("unknown to Binance"), 1)
     eth.tried(tet.TransientError("no answer"), 1)

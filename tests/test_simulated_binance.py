@@ -505,6 +505,10 @@ def test_the_timestamp_must_be_fresh(exchange, client, offset_ms, extra, status)
     ("path", "weight"),
     [
         ("/api/v3/ping", 1),
+        ("/api/v3/ticker/24hr?type=MINI", 80),
+        ("/api/v3/ticker/24hr?symbol=BTCUSDT", 2),
+        ("/fapi/v1/ticker/24hr", 40),
+        ("/fapi/v1/ticker/24hr?symbol=BTCUSDT", 1),
         ("/api/v3/time", 1),
         ("/api/v3/exchangeInfo", 20),
         ("/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=1000", 2),

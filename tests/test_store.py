@@ -90,7 +90,10 @@ def test_an_absent_redis_is_not_hammered(exchange, tmp_path):
     with rig:
         waits = []
         for _ in range(4):
-            rig.store._retry_at_seconds = 0.0
+            outages = rig.store.outages._away
+            rig.store.outages._away = {
+                node: kept._replace(retry_at_seconds=0.0) for node, kept in outages.items()
+            }
             with pytest.raises(tet.StoreError):
                 rig.store.prepare()
             waits.append(rig.store.retry_seconds)
@@ -273,10 +276,7 @@ def test_another_programs_key_that_came_during_an_outage_is_left_alone(exchange,
     with started(exchange, redis_url) as rig:
         reader.rpush(KEY, "precious")
         rig.feeds[0].due = tet.Due()
-        rig.store._retry_at_seconds, rig.store.unreachable_reason = (
-            rig.clock.monotonic() + 0.001,
-            "Redis is away",
-        )
+        rig.redis_is_away(0.001)
         rig.service.update(rig.feeds[0])
         assert rig.feeds[0].error
     assert reader.lrange(KEY, 0, -1) == ["precious"]

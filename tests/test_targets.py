@@ -17,8 +17,8 @@ ROOT = PROGRAM.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):.* ## ", MAKEFILE, re.M))
 
-#: Run elsewhere: CI runs the first three, tests/test_build.py the build.
-ELSEWHERE = {"dev-setup", "check", "test", "build"}
+#: Run elsewhere: CI runs the first four, tests/test_build.py the build.
+ELSEWHERE = {"dev-setup", "check", "test", "test-cluster", "build"}
 MEASURE = {
     "soak": "CYCLES=3",
     "bench": "PAIRS=2",
@@ -26,6 +26,7 @@ MEASURE = {
     "bench-patches": "PATCHES=500",
     "bench-page": "SECONDS=1",
     "bench-live": "PAIRS=2 SECONDS=1",
+    "bench-scaling": "QUICK=1",
 }
 SAYS = {
     "soak": "differ from the exchange: none",
@@ -34,6 +35,7 @@ SAYS = {
     "bench-patches": "500 patches",
     "bench-page": "100 clients",
     "bench-live": "CPU per message",
+    "bench-scaling": "3,700 x 15 intervals polling",
 }
 SERVE = {"run": "cycle updated=1", "run-dev": "cycle updated=1", "demo": "Ctrl-C ends it"}
 DOCKER = {"container-test", "docker-build", "docker-run", "docker-stop", "docker-logs"}

@@ -162,7 +162,7 @@ def test_what_was_evicted_comes_from_redis(exchange, redis_url, reader):
         assert [row[0] for row in rows] == list(stored(reader)["candles"])
         (row,) = json.loads(ask(site, "/api/pairs").body)
         assert row["price"] == rows[-1][4]
-        rig.store._unreachable(OSError("gone"))
+        rig.store._unreachable("", OSError("gone"))
         response = ask(site, "/api/candles", CANDLES)
         assert response.status == 503
         assert "does not answer" in response.body.decode()

@@ -40,8 +40,7 @@ def test_a_key_that_became_another_programs_while_redis_was_away_is_left_alone(e
     """What was ours before is not any more: the update fails, the feed is buffered."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
-        rig.store._retry_at_seconds = rig.clock.monotonic() + 0.001
-        rig.store.unreachable_reason = "Redis is away"
+        rig.redis_is_away(0.001)
         reader.delete(KEY)
         reader.rpush(KEY, "precious")
         exchange.clock.advance(HOUR)
@@ -55,8 +54,7 @@ def test_an_outage_at_the_start_of_a_cycle_does_not_silence_the_status(exchange,
     """When Redis answers again the status and a pause are written, whatever the workers wait for."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
-        rig.store._retry_at_seconds = rig.clock.monotonic() + 0.05
-        rig.store.unreachable_reason = "Redis is away"
+        rig.redis_is_away(0.05)
         rig.binance.gate.pause(3600, "banned")
         rig.service.writer.save_pause()
         assert not reader.exists("tet:system:pause")

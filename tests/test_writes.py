@@ -353,7 +353,9 @@ def test_an_upload_that_did_not_arrive_changes_nothing(exchange, redis_url, read
             redis.Redis.from_url(redis_url, db=1) as client,
             pytest.raises(redis.ResponseError, match="no such"),
         ):
-            client.evalsha(rig.store._sha, 2, KEY, "tet:upload:none", "", "", "", -1, "", "", 1000)
+            client.evalsha(
+                tet._sha_of(tet.WRITE_SCRIPT), 2, KEY, "tet:upload:none", "", "", "", -1, "", "", 1000
+            )
         assert reader.get(KEY) == before
         assert reader.ttl(KEY) > 86_000
 

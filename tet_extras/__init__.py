@@ -11,12 +11,14 @@ The optional front doors are loaded only when a setting asks for them:
 * ``embedded``: a Redis server of our own, for ``REDIS_ADDR=embedded``.
 * ``live``: connections to the exchange's streams, for ``LIVE``.
 * ``report``: what ``--status``, ``--health-check`` and ``--verify`` find, judged and shown.
+* ``merged``: the status of several members as one, for ``GROUP``.
 * ``web``: HTTP, for ``HTTP_ADDR``; the page's own files are in ``page/``.
 * ``answers``, ``pairs``, ``news``: what ``web`` answers, the page's table, what changes in it.
 
 What every run of the service needs of the system around it:
 
 * ``transport``: connections to the exchange, proxies, deadlines.
+* ``servers``: connections to Redis: one server, what sentinels name, a cluster.
 * ``logs``: how the log looks, and the log file.
 * ``options``, ``addresses``, ``settings_file``: what a setting is, and the texts that it is read from.
 * ``figures``: counts, delays, memory and costs, for the status.

@@ -43,6 +43,25 @@ def stream_url(text: str) -> str:
     return _url(text, ("ws", "wss"))
 
 
+def redis_addresses(text: str) -> str:
+    """The addresses of one or several nodes, comma-separated, as URLs, or `EMBEDDED`; see `redis_nodes`."""
+    try:
+        return redis_address(text)
+    except ValueError:
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) == 1:
+            raise
+    found = [redis_address(part) for part in parts]
+    if any(not url.startswith(("redis://", "rediss://")) for url in found):
+        raise ValueError("several addresses, of which one is no node's")
+    return ",".join(found)
+
+
+def redis_nodes(addresses: str) -> list[str]:
+    """The URLs in what `redis_addresses` gives."""
+    return re.split(r",(?=rediss?://)", addresses)
+
+
 def redis_address(text: str) -> str:
     """The address of a Redis as a URL, or `EMBEDDED`."""
     if text.lower() == EMBEDDED:
@@ -84,7 +103,10 @@ def page_url(host: str, port: int) -> str:
 
 def without_password(address: str) -> str:
     """The address with everything masked that may be a password, however odd it looks."""
-    return re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", address, flags=re.DOTALL)
+    masked = [
+        re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", url, flags=re.S) for url in redis_nodes(address)
+    ]
+    return ",".join(masked)
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from .addresses import page_url
-from .simulated_binance import Market, SimulatedBinance
+from .options import is_wildcard
+from .simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance
 
 PAGE_PORTS = range(8080, 8180)  # the first free one is taken
 DEMO_PAGE = "Look at it in a browser: {url}\n"
@@ -44,7 +45,9 @@ def simulated(
         if with_page:
             settings["HTTP_ADDR"] = f"127.0.0.1:{free_port()}"
         settings |= flags
-        names = [name for name in resolve(settings).symbols if "/" in name]
+        symbols = resolve(settings).symbols
+        names = [name for name in symbols if "/" in name and not is_wildcard(name)]
+        names += DEFAULT_PAIRS if any(map(is_wildcard, symbols)) else ()
         with SimulatedBinance(market=Market.random_walk(names)) as exchange:
             urls = {"BINANCE_BASE_URL": exchange.url, "BINANCE_STREAM_URL": exchange.stream_url}
             config = resolve({"LIVE": "true", **settings, **urls})

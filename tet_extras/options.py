@@ -78,16 +78,41 @@ def listed(text: str) -> list[str]:
     return list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
 
 
-_SYMBOL = re.compile(r"[^\W_]{1,30}(?:[/_-][^\W_]{1,30})?")
+_ASSET = r"[^\W_]{1,30}"
+_SYMBOL = re.compile(
+    rf"!?{_ASSET}(?:[/_-]{_ASSET})?|!?(?:\*[/_-]{_ASSET}|{_ASSET}[/_-]\*|\*[/_-]\*)|@top[1-9][0-9]{{0,3}}[/_-]{_ASSET}",
+    re.IGNORECASE,
+)
 
 
 def symbol_names(text: str) -> tuple[str, ...]:
     """Symbols as configured: upper case, a slash where there is a separator. Raises Refusal."""
-    names = [re.sub(r"[_-]", "/", name.upper()) for name in listed(text)]
+    names = [re.sub(r"[_-]", "/", name.upper()).replace("@TOP", "@top") for name in listed(text)]
     wrong = [name for name in listed(text) if not _SYMBOL.fullmatch(name)]
-    if wrong or not names:
+    if wrong or all(name.startswith("!") for name in names):
         raise Refusal(f"not a pair: {', '.join(wrong)}" if wrong else "no pair")
     return tuple(dict.fromkeys(names))
+
+
+def is_wildcard(name: str) -> bool:
+    """Whether a symbol as configured stands for more or less than one pair."""
+    return name[0] in "!@" or "*" in name
+
+
+def member_name(text: str) -> str:
+    """A name that may be part of a key. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text):
+        raise ValueError
+    return text
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Which share of how many: ``2/5``. Raises ValueError."""
+    match = re.fullmatch("([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text)
+    number, shards = map(int, match.groups() if match else (0, 0))
+    if not 1 <= number <= shards <= 1000:
+        raise ValueError
+    return number, shards
 
 
 def api_key(text: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 #: The commands that the service uses, those inside of its script included.
 COMMANDS = "ping select get getrange pttl evalsha script|load type set del rename setrange pexpire publish"
-ACL_REMEDY = f"give this user ~tet:* &tet:updates {' '.join(f'+{name}' for name in COMMANDS.split())}"
+ACL_REMEDY = (
+    f"give this user ~tet:* &tet:updates {' '.join(f'+{name}' for name in COMMANDS.split())}; "
+    "with GROUP, SHARD or EGRESS +sadd +smembers +srem too, in a cluster +cluster|slots +command +asking"
+)
 #: What helps against an error of Redis: the class of redis-py or Python, a part of the text, the remedy.
 REMEDIES = (
     ("AuthenticationError", "Authentication required", "set REDIS_PASSWORD"),
@@ -19,6 +22,10 @@ REMEDIES = (
     ("ResponseError", "MISCONF", "Redis cannot save to its disk; see its log"),
     ("ResponseError", "out of range", "REDIS_DB names a database that this Redis does not have"),
     ("ResponseError", "WRONGTYPE", "rename or delete that key, or choose another REDIS_DB"),
+    ("MasterNotFoundError", "", "do the sentinels know it? (REDIS_ADDR, REDIS_SENTINEL_MASTER)"),
+    ("ClusterDownError", "", "a part of the cluster has no master; it passes with the failover"),
+    ("RedisClusterException", "mode is not enabled", "this is a single server: leave REDIS_MODE at single"),
+    ("RedisClusterException", "cannot be connected", "is Redis running there? (REDIS_ADDR)"),
     ("ConnectionError", "", "is Redis running there? (REDIS_ADDR)"),
     ("TimeoutError", "", "is Redis running there? (REDIS_ADDR)"),
     ("OSError", "", "is Redis running there? (REDIS_ADDR)"),

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 import click
 
+from .figures import Estimate, some_of
+from .options import is_wildcard
+
 MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
 
 _TAIL = re.compile(
@@ -39,7 +42,10 @@ def configured_pairs(symbols: Iterable[str], status: Mapping[str, Any]) -> list[
     """The symbols as pairs, as the status spells them, without those that are invalid."""
     known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
     invalid = status.get("invalid_symbols") or {}
-    names = [known.get(name.replace("/", ""), name) for name in symbols if name not in invalid]
+    names = list(symbols)
+    if any(map(is_wildcard, names)):  # only the service knows which pairs they stand for
+        return list(known.values())
+    names = [known.get(name.replace("/", ""), name) for name in names if name not in invalid]
     return [name for name in dict.fromkeys(names) if "/" in name]
 
 
@@ -200,6 +206,13 @@ def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -
     if delays.get("closes"):
         shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
         yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
+    for member in of("members") or ():
+        yield textwrap.shorten(
+            f"member {member.get('id')}: {member.get('state')}, {member.get('active_symbols')} pairs, "
+            f"oldest update {ago(member.get('data_freshness_max') or 0)} ago, "
+            f"requests {member.get('requests')}",
+            80,
+        )
     if of("paused_until"):
         yield from textwrap.wrap(f"paused until {of('paused_until')}: {of('pause_reason')}", 80)
     if of("waiting_for"):
@@ -250,6 +263,34 @@ def show_checks(checks: Iterable[Any], *, as_json: bool) -> bool:
         found = {"healthy": healthy, "checks": [check._asdict() for check in done]}
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     return healthy
+
+
+def cost_text(
+    names: Sequence[str],
+    left_out: tuple[Sequence[str], int],
+    invalid: Mapping[str, str],
+    cost: Estimate,
+    weight: tuple[float, int, int],
+    memory_limit_mb: int,
+) -> str:
+    """What wildcards mean: which pairs, and what they cost in weight, memory and bytes per hour.
+
+    ``left_out`` has the names beyond MAX_SYMBOLS and that, ``weight`` what a minute costs in steady state,
+    the exchange's limit, and what the first fill costs.
+    """
+    beyond, most = left_out
+    lines = ["", f"SYMBOLS means {len(names)} pairs now: {some_of(names)}"]
+    if beyond:
+        lines.append(f"MAX_SYMBOLS {most} leaves out {len(beyond)}: {some_of(beyond)}")
+    lines += [f"not served: {name}: {reason}" for name, reason in invalid.items()]
+    lines += [
+        f"weight: {weight[0]:,.0f} of {weight[1]:,} per minute; {weight[2]:,} for the first fill",
+        f"requests: {cost.requests:,} per hour, {cost.requests / 3600:.1f} per second",
+        f"memory: {cost.candles_bytes / 1e6:,.0f} MB for candles (MEMORY_LIMIT_MB {memory_limit_mb})",
+        f"bytes per hour: {cost.bytes_from_binance / 1e6:,.1f} MB from Binance, "
+        f"{cost.bytes_to_redis / 1e6:,.0f} MB to Redis",
+    ]
+    return "\n".join(line for text in lines for line in textwrap.wrap(text, 80) or [""])
 
 
 def config_table(rows: Iterable[tuple[str, str, str]]) -> str:

@@ -499,6 +499,7 @@ class Listing:
     halts: list[tuple[int, int]] = field(default_factory=list)
     # Corrected candles: (interval, open time) to open, high, low, close, volume as strings.
     overrides: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    day_volume: float | None = None  # in the quote asset, of 24 hours; None: invented
 
 
 def split_symbol(symbol: str) -> tuple[str, str]:
@@ -830,16 +831,23 @@ def _klines_weight(ask: _Ask) -> int:
     return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1000 else 10
 
 
+def _tickers_weight(ask: _Ask) -> int:
+    if "symbol" in ask.params:
+        return 1 if ask.is_futures else 2
+    return 40 if ask.is_futures else 80
+
+
 WEIGHTS: dict[str, Callable[[_Ask], int]] = {
     "ping": lambda ask: 1,
     "time": lambda ask: 1,
     "exchangeInfo": lambda ask: 1 if ask.is_futures else 20,
     "klines": _klines_weight,
+    "24hr": _tickers_weight,
     "apiRestrictions": lambda ask: 1,
 }
 PATHS = {
-    *(f"/api/v3/{name}" for name in ("ping", "time", "exchangeInfo", "klines")),
-    *(f"/fapi/v1/{name}" for name in ("ping", "time", "exchangeInfo", "klines")),
+    *(f"/api/v3/{name}" for name in ("ping", "time", "exchangeInfo", "klines", "ticker/24hr")),
+    *(f"/fapi/v1/{name}" for name in ("ping", "time", "exchangeInfo", "klines", "ticker/24hr")),
     "/sapi/v1/account/apiRestrictions",
 }
 
@@ -1061,10 +1069,11 @@ class SimulatedBinance:
         name = ask.path.rpartition("/")[2]
         if name == "klines":
             return _klines_reply(self._klines_rows(ask))
-        answers: dict[str, Callable[[_Ask], dict[str, Any]]] = {
+        answers: dict[str, Callable[[_Ask], Any]] = {
             "ping": lambda ask: {},
             "time": lambda ask: {"serverTime": ask.now_ms},
             "exchangeInfo": self._exchange_info,
+            "24hr": self._tickers,
             "apiRestrictions": self._api_restrictions,
         }
         return _Reply(body=json.dumps(answers[name](ask), separators=(",", ":")))
@@ -1134,6 +1143,26 @@ class SimulatedBinance:
             "isSpotTradingAllowed": True,
             "filters": [],
         }
+
+    def _tickers(self, ask: _Ask) -> Any:
+        """What was traded in a day; volumes are invented, and the same in every process."""
+        tickers = [
+            {
+                "symbol": symbol,
+                "openTime": ask.now_ms - DAY_MS,
+                "closeTime": ask.now_ms,
+                "quoteVolume": volume,
+            }
+            for symbol in self._symbols_asked(ask)
+            for volume in (f"{self._day_volume(symbol):.8f}",)
+        ]
+        return tickers[0] if "symbol" in ask.params else tickers
+
+    def _day_volume(self, symbol: str) -> float:
+        listing = self.market.symbols[symbol]
+        if listing.day_volume is not None:
+            return listing.day_volume
+        return float(1e4 + splitmix64(zlib.crc32(symbol.encode())) % 10**9)
 
     def _api_restrictions(self, ask: _Ask) -> dict[str, Any]:
         if ask.headers.get("x-mbx-apikey") != self.api_key:

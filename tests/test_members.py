@@ -1,0 +1,352 @@
+"""Several instances: who owns which pair, what each may send, and what happens when one comes or goes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from functools import partial
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rig import MINUTE, PROGRAM, Rig, eventually, in_background, run_cycles, run_program, settings, stored
+
+import tet_data_service as tet
+from tet_extras.simulated_binance import Market, SimulatedBinance
+
+PAIRS = tuple(f"C{number:02}/USDT" for number in range(12))
+
+# Shares (pure)
+
+MEMBERS = st.sets(st.text("abcdefgh-0123456789", min_size=1, max_size=12), min_size=1, max_size=12)
+NAMES = [f"COIN{number}/USDT" for number in range(1000)]
+
+
+def owners(members):
+    """The owner of each of a thousand pairs."""
+    return {name: tet.owner_of(name, members) for name in NAMES}
+
+
+@given(MEMBERS, st.randoms())
+def test_every_member_computes_the_same_owner(members, random):
+    """In whatever order it knows the members; the owner is one of them."""
+    shuffled = sorted(members)
+    random.shuffle(shuffled)
+    assert owners(members) == owners(shuffled)
+    assert set(owners(members).values()) <= members
+
+
+@given(MEMBERS)
+def test_pairs_are_divided_evenly(members):
+    """Each member owns about as many: within five standard deviations of a fair draw."""
+    share = 1 / len(members)
+    counts = Counter(owners(members).values())
+    bound = 5 * (len(NAMES) * share * (1 - share)) ** 0.5
+    assert all(abs(counts[member] - len(NAMES) * share) <= bound for member in members)
+
+
+@given(MEMBERS, st.text("xyz", min_size=1, max_size=5))
+def test_who_joins_or_leaves_moves_only_its_share(members, other):
+    """No pair moves between two members that were and are there."""
+    before, after = owners(members), owners(members | {other})
+    moved = {name for name in NAMES if before[name] != after[name]}
+    assert moved == {name for name in NAMES if after[name] == other}
+
+
+def entry(group="g", egress="", left=False):
+    """A member's entry."""
+    return json.dumps(tet.Entry(group, egress, left)._asdict())
+
+
+ENTRIES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([entry(), entry(left=True), "{}", "["]))
+
+
+@given(st.lists(st.tuples(ENTRIES, st.booleans(), st.floats(0, 5)), max_size=20))
+def test_a_roster_has_who_was_seen_lately_and_has_not_left(looks):
+    """Compared with the looks themselves."""
+    roster, now, seen = tet.Roster(), 0.0, {}
+    for entries, joined, seconds in looks:
+        now += seconds
+        before = set(roster.of_group("g"))
+        come, gone = roster.note(entries, joined, now)
+        if joined:
+            seen = dict.fromkeys(before, now)
+        for member, text in entries.items():
+            seen.pop(member, None)
+            if text == entry():
+                seen[member] = now
+        seen = {member: at for member, at in seen.items() if at >= now - tet.ABSENT_SECONDS}
+        assert roster.of_group("g") == sorted(seen)
+        assert (come, gone) == (set(seen) - before, before - set(seen))
+
+
+def test_members_are_counted_by_group_and_by_address():
+    """A group divides its pairs, an address its rate."""
+    roster = tet.Roster()
+    roster.note({"a": entry("x", "one"), "b": entry("x", "two"), "c": entry("y", "one")}, True, 0.0)
+    assert (roster.of_group("x"), roster.of_group("y")) == (["a", "b"], ["c"])
+    assert (roster.behind("one"), roster.behind("two"), roster.behind("")) == (2, 1, 0)
+
+
+@given(st.integers(1, 9))
+def test_shards_together_have_every_pair_once(shards):
+    """SHARD=1/n to n/n."""
+    numbers = list(map(str, range(1, shards + 1)))
+    owned = [{name for name in NAMES if tet.owner_of(name, numbers) == number} for number in numbers]
+    assert sum(map(len, owned)) == len(set.union(*owned)) == len(NAMES)
+
+
+def test_group_and_shard_exclude_each_other():
+    """Both divide the pairs."""
+    with pytest.raises(tet.ConfigError, match=r"SHARD \(flag --shard\): allowed without GROUP only"):
+        settings(GROUP="g", SHARD="1/2")
+
+
+# The gate
+
+
+class HandClock(tet.Clock):
+    """A clock set by hand; a wait moves it on."""
+
+    def __init__(self):
+        self.at_seconds = 1000.0
+        super().__init__()
+
+    def monotonic(self):
+        """What it was set to."""
+        return self.at_seconds
+
+    def sleep(self, seconds):
+        """Pass the time."""
+        self.at_seconds += seconds
+
+
+def test_a_gate_admits_nothing_outside_of_its_lease():
+    """Neither before nor after; a renewal lets the next one in."""
+    clock = HandClock()
+    gate = tet.RequestGate(clock, 100, 6000)
+    gate.lease(1004, 1008)
+    gate.enter(1)
+    assert clock.at_seconds == 1004
+    clock.at_seconds = 1030
+    sleep = clock.sleep
+
+    def renew_later(seconds):
+        sleep(seconds)
+        if clock.at_seconds > 1035:
+            gate.lease(1040, 1050)
+
+    clock.sleep = renew_later
+    gate.enter(1)
+    assert clock.at_seconds >= 1040
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 50), st.floats(0, 3)), min_size=1, max_size=8))
+def test_a_bucket_whose_rate_changes_never_gives_more_than_each_rate_allows(steps):
+    """Requests in each stretch of time are at most a burst and what the rate gives."""
+    clock = HandClock()
+    bucket = tet.TokenBucket(steps[0][0], clock.monotonic())
+    for rate, seconds in steps:
+        bucket.set_rate(rate, clock.monotonic())
+        until, used = clock.monotonic() + seconds, 0
+        while (now := clock.monotonic()) <= until:
+            used += 1
+            clock.sleep(bucket.reserve(now))
+        assert used <= max(1.0, rate) + rate * seconds + 2
+
+
+# Two services, one Redis
+
+
+@pytest.fixture
+def market():
+    """An exchange with a dozen pairs, its time running."""
+    with SimulatedBinance(market=Market.random_walk(PAIRS)) as exchange:
+        yield exchange
+
+
+class Member(Rig):
+    """A member of a group, running in threads of this process."""
+
+    def __init__(self, exchange, redis_url, /, **given):
+        given = {"SYMBOLS": ",".join(PAIRS), "GROUP": "g", "DATA_DAYS": 1, "UPDATE_INTERVAL": 1} | given
+        given |= {"MARKET_HOURS_OPTIMIZATION": "false", "API_REQUESTS_PER_SEC": 40} | given
+        super().__init__(exchange, redis_url, **given)
+        self.thread = in_background(self._run)
+
+    def _run(self):
+        self.service.start()
+        run_cycles(self.service)
+
+    def __exit__(self, *unused):
+        self.clock.stop()
+        self.thread.join()
+        super().__exit__(*unused)
+
+    @property
+    def is_settled(self):
+        """Whether all that it owns was updated."""
+        return bool(self.service.watchlist.pairs) and all(feed.updated_ms for feed in self.feeds)
+
+    @property
+    def owned(self):
+        """The pairs that it works on."""
+        return {feed.pair.name for feed in self.feeds}
+
+
+def test_two_members_share_the_pairs_and_the_rate(market, redis_url, reader, caplog):
+    """All pairs once; who leaves hands its share over at once, and it is resumed with one request each."""
+    caplog.set_level(logging.INFO, tet.LOGGER)
+    with Member(market, redis_url) as first:
+        eventually(lambda: first.is_settled and first.owned == set(PAIRS))
+        with Member(market, redis_url) as second:
+            eventually(lambda: first.owned | second.owned == set(PAIRS) and not first.owned & second.owned)
+            eventually(lambda: second.is_settled)
+            assert first.binance.gate.rate == second.binance.gate.rate == 20
+            handed_over = second.owned
+            moved = [request for request in market.asked() if int(request.params["limit"]) < 50]
+            assert {request.params["symbol"] for request in moved} >= {
+                n.replace("/", "") for n in handed_over
+            }
+            market.clear()
+        eventually(lambda: first.owned == set(PAIRS), 5)
+        eventually(lambda: first.is_settled)
+        assert first.binance.gate.rate == 40
+        assert all(int(request.params["limit"]) < 50 for request in market.asked())
+    assert market.refused_429 == 0
+    assert [text for text in caplog.messages if text.startswith("member ")] == [
+        "member came",
+        "member came",
+        "member gone",
+    ]
+    assert stored(reader, f"15m:{PAIRS[0].replace('/', '_')}")["candle_count"] == 97 - 1
+
+
+def test_a_new_member_sends_nothing_until_the_others_have_seen_it(market, redis_url):
+    """So that the sum of rates is never above the one configured, and no pair has two owners that ask."""
+    with Member(market, redis_url) as first:
+        eventually(lambda: first.is_settled)
+        joined_seconds = first.clock.monotonic()
+        with Member(market, redis_url) as second:
+            eventually(lambda: second.is_settled)
+            asked = [request.at_monotonic for request in market.asked("/time")]
+    first_of_second = min(seconds for seconds in asked if seconds > joined_seconds)
+    assert first_of_second - joined_seconds >= tet.JOIN_SECONDS - 0.1
+
+
+def test_keys_deleted_by_hand_move_no_pair(market, redis_url, reader, caplog):
+    """Each member is there again within 2 s, and nobody thinks it gone meanwhile."""
+    caplog.set_level(logging.INFO, tet.LOGGER)
+    with Member(market, redis_url) as first, Member(market, redis_url) as second:
+        eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+        keys = [f"tet:member:{{tet}}:{rig.service.members.id}" for rig in (first, second)]
+        caplog.clear()
+        for gone in (keys[:1], keys[1:], [*keys, "tet:member:{tet}"]):
+            reader.delete(*gone)
+            first.clock.sleep(0.5)
+            eventually(lambda: reader.exists(*keys) == 2)
+        first.clock.sleep(tet.RENEW_SECONDS + 1)
+        assert [text for text in caplog.messages if text.startswith("member")] == []
+        assert first.owned | second.owned == set(PAIRS)
+
+
+def test_two_groups_on_one_redis_share_the_rate_and_not_the_pairs(market, redis_url):
+    """One address by default; with another EGRESS a member has a rate of its own."""
+    with Member(market, redis_url) as first, Member(market, redis_url, GROUP="h") as second:
+        eventually(lambda: first.binance.gate.rate == second.binance.gate.rate == 20)
+        eventually(lambda: first.owned == second.owned == set(PAIRS))
+        with Member(market, redis_url, GROUP="h", EGRESS="other") as third:
+            eventually(lambda: len(second.owned) + len(third.owned) == len(PAIRS))
+            assert [rig.binance.gate.rate for rig in (first, second, third)] == [20, 20, 40]
+
+
+def test_a_ban_that_one_member_sees_holds_all_behind_its_address(market, redis_url, reader):
+    """Through the pause key of that address; a member behind another address goes on."""
+    with (
+        Member(market, redis_url) as first,
+        Member(market, redis_url) as second,
+        Member(market, redis_url, GROUP="h", EGRESS="other") as third,
+    ):
+        eventually(lambda: all(rig.is_settled for rig in (first, second, third)))
+        first.binance.gate.pause(60, "banned")
+        first.service.writer.save_pause()
+        eventually(lambda: second.binance.gate.pause_left_seconds() > 50)
+        assert second.binance.gate.pause_reason == "banned"
+        third.clock.sleep(3)
+        assert third.binance.gate.pause_left_seconds() == 0
+        second.binance.gate.pause(1, "a shorter one")
+        second.service.writer.save_pause()
+        assert reader.pttl("tet:system:pause") > 40_000
+    assert not reader.exists("tet:system:pause:other")
+
+
+SCHEMA = json.loads((PROGRAM.parent / "tests" / "schemas" / "status.json").read_text())
+
+
+def test_the_status_is_that_of_all_members(market, redis_url, reader):
+    """Totals, the worst of ages, and a line for each member; each has one of its own, too."""
+    with Member(market, redis_url) as first:
+        with Member(market, redis_url) as second:
+            eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+            for rig in (first, second, first):
+                rig.service.writer._status_at_seconds = 0.0  # at the next tick
+                eventually(partial(getattr, rig.service.writer, "_status_at_seconds"))
+            status = eventually(lambda: two_members(reader))
+            jsonschema.validate(status, SCHEMA)
+            assert set(status["symbols"]) == set(PAIRS)
+            assert status["active_symbols"] == len(PAIRS)
+            own = [json.loads(reader.get(f"tet:status:{member['id']}")) for member in status["members"]]
+            assert sorted(each["active_symbols"] for each in own) == sorted(
+                [len(first.owned), len(second.owned)]
+            )
+            assert status["requests"] == sum(member["requests"] for member in status["members"])
+            done = run_program("--status", f"--redis={redis_url}", f"--symbols={','.join(PAIRS)}")
+            assert done.stdout.count("\nmember ") == 2, done.stdout
+            assert done.returncode == 0
+        eventually(lambda: not two_members(reader))
+        assert json.loads(reader.get("tet:system:status"))["state"] == "running"
+    assert json.loads(reader.get("tet:system:status"))["state"] == "stopped"
+
+
+def two_members(reader):
+    """The status, where it is of two members that both have updated all."""
+    status = json.loads(reader.get("tet:system:status"))
+    return status if len(status["members"]) == 2 and status["never_updated"] == 0 else None
+
+
+def test_what_redis_has_lost_each_member_writes_again(market, redis_url, reader):
+    """Each notices by its own status."""
+    with (
+        Member(market, redis_url, UPDATE_INTERVAL=3600) as first,
+        Member(market, redis_url, UPDATE_INTERVAL=3600) as second,
+    ):
+        eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+        eventually(lambda: len(reader.keys("tet:status:*")) == 2)
+        reader.flushall()
+        eventually(lambda: len(reader.keys("tet:kline:*")) == len(PAIRS), 40)
+
+
+def test_a_lone_instance_takes_no_part(exchange, redis_url, reader):
+    """No key, no wait, no lease."""
+    with Rig(exchange, redis_url) as rig:
+        rig.service.start()
+        rig.refresh()
+        exchange.clock.advance(MINUTE)
+        rig.refresh()
+        assert reader.keys("tet:member*") == []
+        assert rig.binance.gate.rate == 100
+
+
+def test_shards_work_on_their_shares_alone(market, redis_url, reader):
+    """Without a group; all pairs once, and the rate is divided."""
+    with (
+        Member(market, redis_url, GROUP="", SHARD="1/2") as first,
+        Member(market, redis_url, GROUP="", SHARD="2/2") as second,
+    ):
+        eventually(lambda: first.is_settled and second.is_settled)
+        assert first.owned | second.owned == set(PAIRS)
+        assert not first.owned & second.owned
+        assert first.binance.gate.rate == second.binance.gate.rate == 20
+    assert len(reader.keys("tet:kline:*")) == len(PAIRS)
