@@ -3294,6 +3294,7 @@ class Membership:
         self._own = own
         self._roster = Roster()
         self._owners: tuple[str, ...] = ()
+        self.told: Sequence[Mapping[str, object]] = ()  # what the status last said of each member
         self._look_at_seconds = math.inf  # monotonic: the next look; not before it has joined
         self._asks_from_seconds = 0.0  # monotonic
         self._lapsed = False
@@ -3381,7 +3382,9 @@ class Membership:
         found = {member: each for member, each in found.items() if is_whole(each)}
         if self._look_at_seconds < math.inf or not found:  # it has not left, or was the last one
             found[self.id] = dict(status)
-        self._store.save_status(merged(found, entries))
+        together = merged(found, entries)
+        self.told = together["members"]
+        self._store.save_status(together)
         return existed
 
     def leave(self) -> None:
@@ -3945,6 +3948,9 @@ class Watchlist:
         for feed in self:
             if (feed.pair.symbol, feed.timeframe.name) == (name, timeframe):
                 return feed
+        for pair in self.pairs if self._config.takes_part else ():  # another member's: Redis has its candles
+            if pair.symbol == name and timeframe in {each.name for each in self._config.timeframe}:
+                return Feed(pair, TIMEFRAMES[timeframe])
         raise LookupError(f"{symbol} is not kept in {timeframe}")
 
     def __contains__(self, feed: Feed) -> bool:
@@ -4046,6 +4052,7 @@ class Service:
         self.fetcher = Fetcher(config, clock, binance)
         self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
         self.writer.publish = self.members.publish
+        self.status.showing.members = lambda: self.members.told
         self.live = Live(config, clock, inbox, self.writer, self.schedule, self.status)
         self.audit = Audit(config, clock, binance.gate, self.fetcher, self.writer, self.status)
         self.status.live = self.live.figures
@@ -4538,6 +4545,7 @@ class Showing:
         self._clock = clock
         self._store = store
         self._watchlist = watchlist
+        self.members: Callable[[], Sequence[Mapping[str, object]]] = lambda: ()
 
     def feeds(self) -> Iterator[Shown]:
         """Each feed as the page's table shows it; costs no look at its candles."""
@@ -4592,8 +4600,13 @@ def serving_http(config: Config, status: Status) -> Iterator[None]:
     showing = status.showing
     ages = showing.ages if config.metrics_per_symbol else None
     frames = tuple(timeframe.name for timeframe in config.timeframe)
+
+    def fields() -> dict[str, object]:
+        members = showing.members()
+        return status.fields() | ({"members": members} if members else {})
+
     sources = answers.Sources(
-        status.fields, status.health, frames, showing.feeds, showing.candles_of, ages, StoreError
+        fields, status.health, frames, showing.feeds, showing.candles_of, ages, StoreError
     )
     with web.serving(config.http_addr, config.http_token, sources, TetError) as server:
         status.observe, status.on_written = server.observe, server.written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import urllib.request
 from collections import Counter
 from functools import partial
 
@@ -11,7 +12,18 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rig import MINUTE, PROGRAM, Rig, eventually, in_background, run_cycles, run_program, settings, stored
+from rig import (
+    MINUTE,
+    PROGRAM,
+    Rig,
+    eventually,
+    in_background,
+    run_cycles,
+    run_program,
+    settings,
+    stored,
+    unused_port,
+)
 
 import tet_data_service as tet
 from tet_extras.simulated_binance import Market, SimulatedBinance
@@ -308,6 +320,25 @@ def test_the_status_is_that_of_all_members(market, redis_url, reader):
         eventually(lambda: not two_members(reader))
         assert json.loads(reader.get("tet:system:status"))["state"] == "running"
     assert json.loads(reader.get("tet:system:status"))["state"] == "stopped"
+
+
+def test_any_member_serves_all_pairs_and_names_the_others(market, redis_url):
+    """Over HTTP: those of others come from Redis; the table has its own, and /api/status the members."""
+    address = f"127.0.0.1:{unused_port()}"
+
+    def get(path):
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as reply:
+            return json.loads(reply.read())
+
+    with Member(market, redis_url, HTTP_ADDR=address) as first, Member(market, redis_url) as second:
+        eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned)
+        assert {row["symbol"] for row in get("/api/pairs")} == first.owned
+        for name in sorted(first.owned)[:1] + sorted(second.owned)[:1]:
+            assert len(get(f"/api/candles?symbol={name}&limit=50")) == 50
+        first.service.writer._status_at_seconds = 0.0  # at the next tick
+        eventually(lambda: len(get("/api/status").get("members", ())) == 2)
+        ids = {member["id"] for member in get("/api/status")["members"]}
+        assert ids == {first.service.members.id, second.service.members.id}
 
 
 def two_members(reader):

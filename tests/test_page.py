@@ -533,7 +533,7 @@ def test_what_comes_from_outside_is_text(exchange, redis_url, browse):
     with serving(exchange, redis_url, "EVILUSDT,BTC/USDT") as rig:
         rig.service.status.waiting_for = "<img src=x onerror=document.title='owned'>"
         for feed in rig.feeds:
-            feed.error = rig.store._unreachable(OSError("<b>bold</b>"))
+            feed.error = rig.store._unreachable("", OSError("<b>bold</b>"))
         tab = browse(rig).open()
         tab.shows("#problems", "<img src=x")
         tab.shows("#problems", "<b>bold</b>")

@@ -92,12 +92,10 @@ export function linkOf(status, symbol, timeframe) {
   return status.live.catching_up?.includes(name) ? "catching up" : "live";
 }
 
+/** The members of a group: a name each, and the state where that is not running. */
 function membersOf(status) {
-  const members = status.members;
-  if (!members) return "";
-  if (typeof members !== "object") return String(members);
-  const list = Array.isArray(members) ? members : Object.keys(members);
-  return some(list.map((member) => (typeof member === "object" ? member.name ?? member.id ?? "" : String(member))));
+  const members = status.members ?? [];
+  return some(members.map(({ id, state }) => (state === "running" ? id : `${id} (${state})`)));
 }
 
 function showFacts(status, now) {
@@ -117,4 +115,7 @@ function showFacts(status, now) {
   const members = membersOf(status);
   $("members").parentElement.hidden = !members;
   put($("members"), members);
+  const told = ({ id, state, active_symbols: pairs, data_freshness_max: oldest }) =>
+    `${id}: ${state}, ${pairs} pairs, oldest update ${span(oldest ?? 0)} ago`;
+  $("members").title = (status.members ?? []).map(told).join("\n");
 }
