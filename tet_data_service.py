@@ -1148,11 +1148,10 @@ def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
     ]
 
 
-def differences(series: Series, candles: Candles, first_ms: int, last_ms: int) -> list[Correction]:
-    """Where closed candles are not those of the exchange, from one open time to another, both included."""
-    end = min(series.index(last_ms + 1), series.stored_count(closed_only=True))
-    held = {series.opens[i]: series.entry(i) for i in range(series.index(first_ms), end)}
-    end_ms = min(last_ms + 1, series.closed_end_ms)
+def differences(series: Series, candles: Candles, first_ms: int, end_ms: int) -> list[Correction]:
+    """Where closed candles are not the exchange's: those from an open time on that ended by ``end_ms``."""
+    end_ms = series.timeframe.floor(min(end_ms, series.closed_end_ms))
+    held = {series.opens[i]: series.entry(i) for i in range(series.index(first_ms), series.index(end_ms))}
     sent = {open_ms: entry for open_ms, entry in candles.items() if open_ms < end_ms}
     opens = sorted(held.keys() | sent.keys())
     found = (Correction(open_ms, held.get(open_ms, ""), sent.get(open_ms, "")) for open_ms in opens)
@@ -1674,6 +1673,7 @@ class Feed:
     next_close_ms: int = 0  # the end of the oldest candle that is not known to be closed
     completeness: float = 0.0
     fetched_ms: int = 0
+    asked_ms: int = 0  # when REST was asked last: what streams have told since then is to be proven
     updated_ms: int = 0  # when what was written last was fetched
     tried_ms: int = 0
     error: TetError | None = None  # of the last update
@@ -1710,18 +1710,21 @@ class Feed:
     def fetched(self, page: Page, began: Series | None, keep: int, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
 
-        ``began`` is the series when the fetch began. What a stream has told since then stays: the page is
-        laid over that.
+        ``began`` is the series when the fetch began. What a stream has told since then stays: all that the
+        fetch has brought, which is in the page's answer then, is laid over that.
         """
         with self.lock:
-            self.known, self.exhausted_ms = Known.CONFIRMED, page.exhausted_ms
+            moved_on = self.series is not began
+            if moved_on and self.known is not Known.CONFIRMED:
+                return  # restored, disputed or evicted meanwhile: this was laid over what is gone
+            self.exhausted_ms = page.exhausted_ms
             if not page.up_to_date:
-                self.partial = page.series
+                self.partial = None if moved_on else page.series
                 return
-            moved_on = self.series if self.series is not began else None
-            series = absorb(moved_on, *page.answer, keep) if moved_on else page.series
+            series = absorb(self.series, *page.answer, keep) if moved_on and self.series else page.series
             self._advance(series, now_ms, by_stream=False)
-            self.lagging, self.partial = is_lagging(series, page.answer.asked_ms), None
+            self.known, self.partial, self.asked_ms = Known.CONFIRMED, None, page.answer.asked_ms
+            self.lagging = is_lagging(series, page.answer.asked_ms)
 
     def told(self, candles: Candles, is_closed: bool, keep: int, now_ms: int) -> bool:
         """Its stream has told a candle. Returns whether that counts: if not, REST has to tell."""
@@ -1731,6 +1734,7 @@ class Feed:
             series = follow(self.series, candles, is_closed, keep)
             if series:
                 self._advance(series, now_ms, by_stream=True)
+                self.partial = None
             return series is not None
 
     def corrected(self, found: Iterable[Correction], keep: int, now_ms: int) -> None:
@@ -1842,9 +1846,10 @@ def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) 
 def next_proof_ms(name: str, now_ms: int, interval_seconds: float) -> int:
     """When a live feed is proven by REST: in every tenth interval, a tenth of the feeds in each."""
     interval_ms = round(interval_seconds * SECOND_MS)
-    number = now_ms // interval_ms + 1
+    number = (now_ms - interval_ms // 2) // interval_ms + 1
     turn = zlib.crc32(name.encode()) % PROOF_INTERVALS
-    return (number + (turn - number) % PROOF_INTERVALS) * interval_ms
+    # In the middle of an interval: at its borders candles close.
+    return (number + (turn - number) % PROOF_INTERVALS) * interval_ms + interval_ms // 2
 
 
 class Schedule:
@@ -2945,10 +2950,17 @@ class Fetcher:
         return self._binance.market.page_rows
 
     def pages(
-        self, pair: Pair, timeframe: Timeframe, held: Series | None, confirmed: bool, exhausted_ms: int
+        self,
+        pair: Pair,
+        timeframe: Timeframe,
+        held: Series | None,
+        confirmed: bool,
+        exhausted_ms: int,
+        proven_ms: int = 0,
     ) -> Iterator[Page]:
         """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
 
+        What closed since ``proven_ms`` is fetched again, to prove what streams have told; 0 is nothing.
         Where the exchange contradicts what was not ``confirmed`` before, all is fetched from the window's
         start. Raises what `Binance.klines` does.
         """
@@ -2958,6 +2970,9 @@ class Fetcher:
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
         refetch = self._config.incremental_candles if confirmed else max(2, self._config.incremental_candles)
+        if proven_ms:
+            unproven = timeframe.count(timeframe.floor(proven_ms), timeframe.floor(start_ms)) + 1
+            refetch = max(refetch, min(unproven, self.page_rows // 2))
         first_ms = first_open_to_ask(series, keep, refetch, start_ms)
         answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
         if not confirmed and corrections(series, answer):
@@ -2996,13 +3011,16 @@ class Fetcher:
 
     def window(
         self, pair: Pair, timeframe: Timeframe, first_ms: int, last_ms: int
-    ) -> Iterator[tuple[int, int, Candles]]:
-        """Fetch closed candles from one open time to another, by pages: first, last, and what there is."""
+    ) -> Iterator[tuple[int, Answer]]:
+        """Fetch closed candles from one open time to another, by pages: where each begins, and the answer.
+
+        What ended less than `MAX_LAG_MS` before it was asked for may be unfinished in it.
+        """
         while first_ms <= last_ms:
             rows = min(self.page_rows, timeframe.count(first_ms, last_ms))
             end_ms = timeframe.shift(first_ms, rows - 1)
             answer = self._binance.klines(pair.symbol, timeframe, first_ms, rows, end_ms)
-            yield first_ms, end_ms, answer.candles
+            yield first_ms, answer
             first_ms = timeframe.close_of(end_ms)
 
     def _with_gaps_filled(self, pair: Pair, series: Series, candles: Candles, first_ms: int) -> Candles:
@@ -3161,10 +3179,9 @@ class Writer:
         except StoredValueError:
             return  # gone or damaged: it is written over
         first_ms = max(theirs.opens[0], series.opens[0])
-        last_ms = min(theirs.closed_end_ms, series.closed_end_ms) - 1
         held = {open_ms: theirs.entry(place) for place, open_ms in enumerate(theirs.opens)}
-        shared = {at: entry for at, entry in held.items() if first_ms <= at <= last_ms}
-        if found := differences(series, shared, first_ms, last_ms):
+        shared = {open_ms: entry for open_ms, entry in held.items() if open_ms >= first_ms}
+        if found := differences(series, shared, first_ms, theirs.closed_end_ms):
             at = iso_time(found[0].open_ms)
             raise StoredValueError(f"{len(found)} closed candles differ, such as that of {at}")
 
@@ -3439,11 +3456,9 @@ class Inbox:
     def take(self, clock: Clock, seconds: float) -> Message | None:
         """The next message; None after a wake-up, for one that was overtaken, and when nothing comes."""
         cell = clock.take(self._queue, seconds)
-        if not cell:
-            return None
         with self._lock:
-            message = cell.pop()
-            if self._forming.get(message.stream) is cell:
+            message = cell.pop() if cell else None
+            if message and self._forming.get(message.stream) is cell:
                 del self._forming[message.stream]
         return message
 
@@ -3474,13 +3489,18 @@ class Workers:
     def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
         """Wait for so long, or until that is done. Raises Stopped."""
         until = self._clock.monotonic() + seconds
-        while not done() and (left := until - self._clock.monotonic()) > 0:
-            message = self._inbox.take(self._clock, min(TICK_SECONDS, left))
-            if message:
-                self._take(message)
-            if not message or self._clock.monotonic() >= self._tick_at_seconds:
+        while not done() and (left := until - (now := self._clock.monotonic())) > 0:
+            self._take_next(max(0.0, min(left, self._tick_at_seconds - now)))
+            self._clock.check()
+            if self._clock.monotonic() >= self._tick_at_seconds:
+                for _ in range(len(self._inbox)):  # what has come is not to be missed by who looks now
+                    self._take_next(0.0)
                 self._tick_at_seconds = self._clock.monotonic() + TICK_SECONDS
                 self._tick()
+
+    def _take_next(self, seconds: float) -> None:
+        if message := self._inbox.take(self._clock, seconds):
+            self._take(message)
 
     def _start(self, act: Callable[[], None]) -> Future[None]:
         future = self._pool.submit(act)
@@ -3536,6 +3556,7 @@ WRITERS = 4  # threads that write what streams have told, so that the main threa
 CLOSE_PATIENCE_MS = {"spot": 4 * SECOND_MS, "usdm": 10 * SECOND_MS}
 #: What the status says of streams that nobody listens to.
 NO_STREAMS = {"connections": 0, "streams": 0, "messages": 0, "messages_per_second": 0.0}
+LATE_SECONDS = 2.5  # from one tick to the next: then this process was held up, and judges nobody
 DEAD_SHARE = 0.2  # of a line's live feeds, missing a close at once: the connection is dead
 
 
@@ -3562,6 +3583,7 @@ class Live:
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self._writing: set[Future[None]] = set()
         self._unreachable = False
+        self._tick_seconds = clock.monotonic()
 
     def start(self, watchlist: Watchlist) -> None:
         """Connect to the streams of all feeds."""
@@ -3581,6 +3603,8 @@ class Live:
         if message.event_ms < stream.event_ms or (message.event_ms == stream.event_ms and not message.closed):
             return None  # told before: by the connection that this one replaces, say
         try:
+            if message.event_ms > now_ms + CLOCK_TOLERANCE_MS:
+                raise BadReply("an event from the future")
             candles = parse_stream_row(message, feed.timeframe, now_ms + CLOCK_TOLERANCE_MS)
         except BadReply as error:
             self._status.messages.add("damaged")
@@ -3664,12 +3688,15 @@ class Live:
             return
         if watchlist.feeds is not self._watched:
             self._watch(watchlist)
-        for lost in self._streams.tick():
-            self._lose(lost.streams, lost.reason, lost.refused)
-        if self._unreachable and self._streams.is_delivering:
+        before_seconds, self._tick_seconds = self._tick_seconds, self._clock.monotonic()
+        was_late = self._tick_seconds - before_seconds > LATE_SECONDS
+        for lost in self._streams.tick(was_late):
+            self._lose(lost.streams, lost.reason, lost.was_delivering)
+        if self._unreachable and self._streams.are_delivering:
             self._unreachable = False
             say(logging.INFO, "streams reachable again")
-        self._notice_silence()
+        if not was_late:  # else what is missing may still be on its way through this process
+            self._notice_silence()
         self._queue_paced(self._clock.monotonic())
 
     def _watch(self, watchlist: Watchlist) -> None:
@@ -3685,9 +3712,9 @@ class Live:
         if self._streams:
             self._streams.keep(self._feeds, canary_stream(self._config.binance_market, symbol))
 
-    def _lose(self, streams: Sequence[str], reason: str, refused: bool) -> None:
+    def _lose(self, streams: Sequence[str], reason: str, was_delivering: bool) -> None:
         """A connection was lost: what it carried is blind, and REST is to tell what is missed."""
-        if not refused:
+        if was_delivering:
             say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)
         elif not self._unreachable:
             self._unreachable = True
@@ -3700,8 +3727,9 @@ class Live:
     def _blind(self, feed: Feed) -> None:
         if feed.stream.link is Link.BLIND:
             return
-        feed.stream.link, feed.stream.owed_ms = Link.BLIND, self._clock.now_ms()
-        feed.due = Due(self._schedule.regular_ms(feed, self._clock.now_ms()))
+        now_ms = self._clock.now_ms()
+        feed.stream.link, feed.stream.owed_ms, feed.stream.event_ms = Link.BLIND, now_ms, 0
+        feed.due = Due(self._schedule.regular_ms(feed, now_ms), now_ms)
 
     def _notice_silence(self) -> None:
         """Ask REST where a close was not told in time, or nothing for long; many on one line: it is dead."""
@@ -3716,7 +3744,7 @@ class Live:
             if now_ms > feed.next_close_ms + patience_ms:
                 missed[feed.stream.line] += 1
                 self._doubt(feed)
-            elif now_ms > max(feed.fetched_ms, feed.tried_ms) + quiet_ms < feed.due.next_ms:
+            elif max(feed.fetched_ms, feed.tried_ms) + quiet_ms < now_ms < feed.due.next_ms:
                 feed.due = Due(feed.due.regular_ms, now_ms)
         for line, number in missed.items():
             say(logging.DEBUG, "closes not told, asking REST", line=line, feeds=number)
@@ -3731,7 +3759,7 @@ class Live:
         for feed in self._feeds.values():
             self._blind(feed)
         self._writers.shutdown(wait=False)
-        wait(tuple(self._writing), STOP_SECONDS)
+        wait(tuple(self._writing), STOP_SECONDS / 2)
 
     def figures(self) -> dict[str, object] | None:
         """How the streams are, for the status; None where they were not started."""
@@ -3781,7 +3809,7 @@ class Audit:
         self._writer = writer
         self._status = status
         self._feed: Feed | None = None  # the one that is compared now
-        self._pages: Iterator[tuple[int, int, Candles]] = iter(())
+        self._pages: Iterator[tuple[int, Answer]] = iter(())
         self._queue: deque[Feed] = deque()  # what comes after it
         self._due_ms = 0  # exchange time
 
@@ -3804,26 +3832,29 @@ class Audit:
         """Compare a page. Raises what `Binance.klines` does, and StoreError."""
         self._due_ms = self._clock.now_ms() + self._step_ms(feeds)
         page = next(self._pages, None)
-        while page is None:
-            self._queue = self._queue or deque(feeds)
-            self._feed = feed = self._queue.popleft()
-            self._due_ms = self._clock.now_ms() + self._step_ms(feeds)
-            if not feed.series or feed.known is not Known.CONFIRMED:
-                return  # another one next time
-            newest_ms = feed.timeframe.shift(feed.series.closed_end_ms, -1)
-            oldest_ms = feed.series.opens[0]
-            self._pages = self._fetcher.window(feed.pair, feed.timeframe, oldest_ms, newest_ms)
+        if page is None:
+            self._begin(feeds)
             page = next(self._pages, None)
-        if self._feed:
+        if page and self._feed and self._feed in feeds:  # else it has left meanwhile
             self._compare(self._feed, *page)
 
-    def _compare(self, feed: Feed, first_ms: int, last_ms: int, candles: Candles) -> None:
-        self._status.candles.add("audited", len(candles))
-        if not feed.series:
+    def _begin(self, feeds: Sequence[Feed]) -> None:
+        """Turn to the next feed; one that is not up to date has no pages, nor one without a closed candle."""
+        self._queue = self._queue or deque(feeds)
+        self._feed, self._pages = self._queue.popleft(), iter(())
+        feed, series = self._feed, self._feed.series
+        if series and feed.known is Known.CONFIRMED:
+            newest_ms = feed.timeframe.shift(series.closed_end_ms, -1)
+            self._pages = self._fetcher.window(feed.pair, feed.timeframe, series.opens[0], newest_ms)
+
+    def _compare(self, feed: Feed, first_ms: int, answer: Answer) -> None:
+        self._status.candles.add("audited", len(answer.candles))
+        if not feed.series or not answer.candles:
             return
         first_ms = max(first_ms, feed.series.opens[0])  # the window may have moved on
-        candles = {open_ms: entry for open_ms, entry in candles.items() if open_ms >= first_ms}
-        found = differences(feed.series, candles, first_ms, last_ms)
+        candles = {open_ms: entry for open_ms, entry in answer.candles.items() if open_ms >= first_ms}
+        end_ms = feed.timeframe.close_of(newest_of(answer.candles))
+        found = differences(feed.series, candles, first_ms, min(end_ms, answer.asked_ms - MAX_LAG_MS))
         found = [each for each in found if each.sent]  # the exchange takes no candle back
         if found:
             keep = feed.timeframe.candles_in_days(self._config.data_days)
@@ -3851,9 +3882,12 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_
     series = feed.series
     last_ms = feed.timeframe.shift(series.closed_end_ms, -1)
     first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - keep))
-    pages = list(fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms))
-    candles = {open_ms: entry for *_, page in pages for open_ms, entry in page.items()}
-    found = differences(series, candles, first_ms, last_ms)
+    candles: Candles = {}
+    asked_ms = 0
+    for _, answer in fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms):
+        candles |= answer.candles
+        asked_ms = answer.asked_ms
+    found = differences(series, candles, first_ms, asked_ms - MAX_LAG_MS)
     if repair_ms and found:
         feed.corrected(found, keep, repair_ms)
         writer.write(feed)
@@ -4189,12 +4223,18 @@ class Service:
             began, confirmed = feed.series, feed.known is Known.CONFIRMED
             keep = feed.timeframe.candles_in_days(self._config.data_days)
             held = feed.partial or began
-            pages = self.fetcher.pages(feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms)
+            proven_ms = feed.asked_ms if feed.stream.link is Link.LIVE else 0
+            pages = self.fetcher.pages(
+                feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms, proven_ms
+            )
+            sent: Candles = {}  # by all pages, where a stream may move the series on meanwhile
             for page in pages:
+                self.status.candles.add("received", len(page.answer.candles))
                 if confirmed and began:
                     self.status.corrected(feed, corrections(began, page.answer))
+                    sent |= page.answer.candles
+                    page = page._replace(answer=page.answer._replace(candles=sent))
                 feed.fetched(page, began, keep, self._clock.now_ms())
-                self.status.candles.add("received", len(page.answer.candles))
             self.writer.write(feed)
             if feed.known is Known.NOTHING:  # disputed: Redis has other candles
                 self.update(feed)

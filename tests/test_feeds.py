@@ -83,12 +83,13 @@ def test_a_page_of_many_is_kept_aside():
     feed = new_feed()
     feed.restored(None)
     fetch(feed, page_of(up_to_date=False, exhausted_ms=7))
-    assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.CONFIRMED, None, 7)
+    assert (feed.known, feed.series, feed.exhausted_ms) == (tet.Known.NOTHING, None, 7)
     assert feed.partial
     assert feed.fetched_ms == 0
     fetch(feed, page_of(asked_ms=START + 3 * STEP))
     assert feed.partial is None
     assert (len(feed.series), feed.lagging, feed.fetched_ms) == (3, True, NOON_MS)
+    assert feed.known is tet.Known.CONFIRMED
 
 
 def test_what_was_written_is_known(feed):

@@ -281,7 +281,7 @@ def test_a_reconnect_costs_one_request_for_each_feed(exchange, redis_url):
             before = len(exchange.streams.connections)
             exchange.streams.cut()
             eventually(partial(has_more_connections, exchange, before))
-            eventually(lambda: rig.service.live._streams.is_delivering)
+            eventually(lambda: rig.service.live._streams.are_delivering)
         eventually(lambda: all_live(rig), 40)
         assert len(exchange.asked("klines")) <= 2 * 41 * len(NAMES)
         closes_pass(exchange, 1)

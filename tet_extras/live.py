@@ -28,6 +28,7 @@ import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from .addresses import is_private
 from .figures import Tally
 from .transport import proxy_for
 
@@ -164,7 +165,8 @@ class Connection:
         self._line = line
         self._context = context
         self._commands = Commands()
-        self._commands.add("SUBSCRIBE", [*streams, context.canary])
+        self._commands.add("SUBSCRIBE", [each for each in streams if each != context.canary])
+        self._commands.add("SUBSCRIBE", [context.canary])  # last
         self._send_at_seconds = 0.0
         self._ending = threading.Event()
         self._ws: ClientConnection | None = None
@@ -184,9 +186,13 @@ class Connection:
         """Connect, subscribe and receive."""
         self._thread.start()
 
+    def is_old(self, now_seconds: float) -> bool:
+        """Whether it is to be renewed: by its age, or since the exchange has said so."""
+        return self.is_leaving or now_seconds - self.born_seconds > self.lifetime_seconds
+
     def change(self, method: str, streams: Iterable[str]) -> None:
-        """SUBSCRIBE to streams, or UNSUBSCRIBE."""
-        self._commands.add(method, streams)
+        """SUBSCRIBE to streams, or UNSUBSCRIBE; the canary stays."""
+        self._commands.add(method, [each for each in streams if each != self._context.canary])
 
     def end(self) -> None:
         """Close it in an orderly way, soon."""
@@ -300,6 +306,11 @@ class Line:
         for connection in self.connections():
             connection.change(method, names)
 
+    def is_due_for_renewal(self, now_seconds: float) -> bool:
+        """Whether a successor is to be connected now."""
+        is_free = self.current and not self.successor and now_seconds >= self.retry_at_seconds
+        return bool(is_free and self.current and self.current.is_old(now_seconds))
+
     def failed(self, now_seconds: float, refused: bool) -> None:
         """Wait before the next attempt: doubling, with jitter."""
         self.failures += 1
@@ -310,11 +321,11 @@ class Line:
 
 
 class Lost(NamedTuple):
-    """A connection that was lost: the streams that it had, why, and whether it was never open."""
+    """A connection that was lost: the streams that it had, why, and whether it ever delivered."""
 
     streams: tuple[str, ...]
     reason: str
-    refused: bool
+    was_delivering: bool
 
 
 def _tls_context() -> ssl_module.SSLContext:
@@ -344,9 +355,10 @@ class Streams:
     ) -> None:
         logging.getLogger("websockets").setLevel(logging.ERROR)
         address = f"{url}/stream"
-        as_http = address.replace("ws", "http", 1)
-        ssl = _tls_context() if urlsplit(address).scheme == "wss" else None
-        self._context = Context(address, "", deliver, now_ms, monotonic, ssl, proxy_for(as_http))
+        is_secure = urlsplit(address).scheme == "wss"
+        ssl = _tls_context() if is_secure else None
+        proxy = proxy_for(address.replace("ws", "http", 1)) if is_secure or not is_private(url) else None
+        self._context = Context(address, "", deliver, now_ms, monotonic, ssl, proxy)
         self._lines: list[Line] = []
         self._attempts: deque[float] = deque(maxlen=ATTEMPTS)
         self._past_messages = self._past_bad_frames = 0  # of connections that are gone
@@ -376,31 +388,34 @@ class Streams:
             if shares[line.number]:
                 line.change("SUBSCRIBE", shares[line.number])
 
-    def tick(self) -> list[Lost]:
-        """Look after every line; returns the connections that were lost. To be called each second."""
+    def tick(self, was_late: bool) -> list[Lost]:
+        """Look after every line; returns the connections that were lost. To be called each second.
+
+        After one that ``was_late`` silence counts for nothing yet: nobody has listened.
+        """
         now_seconds = self._context.monotonic()
         self._rate.append((now_seconds, self.messages))
+        if not was_late:
+            for connection in self._connections():
+                self._shut_if_dead(connection, now_seconds)
         lost = [found for line in self._lines if (found := self._look_after(line, now_seconds))]
-        for line in self._lines:
+        for line in self._lines:  # before any renewal: attempts are limited
             if line.streams and not line.current and now_seconds >= line.retry_at_seconds:
                 line.current = self._connected(line, now_seconds)
+        for line in self._lines:
+            if line.is_due_for_renewal(now_seconds):
+                line.successor = self._connected(line, now_seconds)
         return lost
 
     def _look_after(self, line: Line, now_seconds: float) -> Lost | None:
-        """End what is dead, renew what is old."""
+        """Part with what is dead, and let a successor that delivers take over."""
         lost = None
-        if line.current:
-            self._shut_if_dead(line.current, now_seconds)
-            if line.current.ended_by:
-                lost = self._lose(line, line.current, now_seconds)
-                line.current, line.successor = line.successor, None
+        if line.current and line.current.ended_by:
+            lost = self._lose(line, line.current, now_seconds)
+            line.current, line.successor = line.successor, None
         if line.successor:
             self._renew(line, line.successor, now_seconds)
-        elif line.current and now_seconds >= line.retry_at_seconds:
-            age_seconds = now_seconds - line.current.born_seconds
-            if line.current.is_leaving or age_seconds > line.current.lifetime_seconds:
-                line.successor = self._connected(line, now_seconds)
-        if line.current and line.current.delivering:
+        elif line.current and line.current.delivering and not line.current.is_old(now_seconds):
             line.failures = 0
         if not line.streams:
             self._empty(line)
@@ -427,11 +442,10 @@ class Streams:
         line.failed(now_seconds, not connection.open)
         reason = connection.ended_by if connection.open else "refused"
         self.reconnects.add(reason.partition(":")[0].partition(" (")[0])
-        return Lost(tuple(line.streams), connection.ended_by, not connection.open)
+        return Lost(tuple(line.streams), connection.ended_by, connection.delivering)
 
     def _renew(self, line: Line, successor: Connection, now_seconds: float) -> None:
         """Let the successor take over as soon as it delivers: no message is missed."""
-        self._shut_if_dead(successor, now_seconds)
         if successor.ended_by:
             self._retire(successor)
             line.failed(now_seconds, not successor.open)
@@ -475,9 +489,10 @@ class Streams:
         return self._past_messages + sum(connection.messages for connection in self._connections())
 
     @property
-    def is_delivering(self) -> bool:
-        """Whether data comes by any connection."""
-        return any(connection.delivering for connection in self._connections())
+    def are_delivering(self) -> bool:
+        """Whether data comes by each line."""
+        lines = [line for line in self._lines if line.streams]
+        return bool(lines) and all(line.current and line.current.delivering for line in lines)
 
     def figures(self) -> dict[str, object]:
         """How the connections are, for the status."""
