@@ -18,6 +18,7 @@ import tet_data_service as tet
 
 TF = tet.TIMEFRAMES["15m"]
 OLD_MS = TF.shift(TF.floor(NOON_MS), -100)
+START_OF_NEXT_MS = TF.shift(TF.floor(NOON_MS), 1)
 
 
 def windows_asked(exchange):
@@ -35,15 +36,13 @@ def test_a_window_is_compared_once_in_the_audit_hours(exchange, redis_url):
     with started(exchange, redis_url, FastClock(20), **given) as rig:
         rig.refresh()
         runner = in_background(lambda: [rig.service.idle() for _ in range(3)])
-        eventually(lambda: len(windows_asked(exchange)) >= 4)
+        eventually(lambda: rig.service.status.candles.counts().get("audited", 0) >= 2 * 1440)
         rig.clock.stop()
         runner.join()
         asked = windows_asked(exchange)
         assert [request.params["symbol"] for request in asked[:4]] == ["BTCUSDT"] * 2 + ["ETHUSDT"] * 2
         assert [int(request.params["limit"]) for request in asked[:2]] == [1000, 440]
-        counts = rig.service.status.candles.counts()
-        assert counts["audited"] >= 2 * 1440
-        assert not counts.get("corrected")
+        assert not rig.service.status.candles.counts().get("corrected")
 
 
 def audit(rig):
@@ -79,6 +78,30 @@ def test_a_candle_the_exchange_has_by_now_is_added(exchange, redis_url, reader):
         audit(rig)
         assert is_true(exchange, stored(reader))
         assert stored(reader)["candle_count"] == 192
+
+
+def test_an_audit_does_not_judge_what_rest_may_not_have_yet(exchange, redis_url, reader):
+    """A close that a stream has told at once, and that REST's servers lag behind."""
+    with started(exchange, redis_url) as rig:
+        rig.refresh()
+        exchange.clock.set(START_OF_NEXT_MS + 3000)
+        rig.refresh()
+        before = stored(reader)["candles"]
+        exchange.close_lag_seconds = 10
+        audit(rig)
+        assert stored(reader)["candles"] == before
+        done = run_program(*arguments_of(exchange, redis_url), "--symbols=BTC/USDT")
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.timeout(30)
+def test_an_audit_of_a_new_listing_ends(exchange, redis_url):
+    """It has no closed candle yet, nor has any other feed."""
+    exchange.market.symbols["BTCUSDT"].listed_ms = tet.TIMEFRAMES["1w"].floor(NOON_MS)
+    with started(exchange, redis_url, TIMEFRAME="1w") as rig:
+        rig.refresh()
+        assert len(rig.feeds[0].series) == 1
+        audit(rig)
 
 
 def test_an_audit_takes_no_candle_back(exchange, redis_url, reader):

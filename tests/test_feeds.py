@@ -169,6 +169,56 @@ def test_a_stream_counts_only_when_the_exchange_has_confirmed_what_is_held():
     assert feed.next_close_ms == START + 4 * STEP
 
 
+def confirmed_feed(*volumes):
+    """A feed whose candles, with these volumes, the exchange has confirmed; the newest one is forming."""
+    feed, candles = new_feed(), {}
+    for number, volume in enumerate(volumes):
+        candles |= candle_of(number, volume)
+    series = tet.Series(TF).merge(candles, False, 100)
+    feed.fetched(tet.Page(tet.Answer(candles, NOON_MS), series, 0, True), None, 100, NOON_MS)
+    return feed
+
+
+def page_over(held, candles, up_to_date, asked_ms=START):
+    """The page that a fetch makes of what is held and a reply."""
+    series = tet.absorb(held, candles, asked_ms, 100)
+    return tet.Page(tet.Answer(candles, asked_ms), series, 0, up_to_date)
+
+
+def test_what_several_pages_bring_beside_a_stream_has_no_hole():
+    """The stream closes a candle between two pages: all that both have brought is laid over it."""
+    feed = confirmed_feed("9", "2")
+    began = feed.series
+    first = candle_of(1, "5") | candle_of(2, "5") | candle_of(3, "5")
+    page = page_over(began, first, up_to_date=False)
+    feed.fetched(page, began, 100, NOON_MS)
+    assert feed.told(candle_of(1, "5"), True, 100, NOON_MS)
+    second = candle_of(4, "5") | candle_of(5, "1")
+    page = page_over(page.series, second, up_to_date=True)
+    feed.fetched(page._replace(answer=tet.Answer(first | second, START)), began, 100, NOON_MS)
+    assert volumes_of(feed.series) == [9, 5, 5, 5, 5, 1]
+
+
+def test_what_a_fetch_left_half_done_does_not_undo_what_a_stream_told():
+    """Its second page failed; the next fetch begins with what the stream has told since."""
+    feed = confirmed_feed("9", "2")
+    page = page_over(feed.series, candle_of(1, "5") | candle_of(2, "5"), up_to_date=False)
+    feed.fetched(page, feed.series, 100, NOON_MS)
+    assert feed.partial
+    assert feed.told(candle_of(1, "5"), True, 100, NOON_MS)
+    assert feed.told(candle_of(2, "5"), True, 100, NOON_MS)
+    assert feed.partial is None
+
+
+def test_a_fetch_does_not_bring_back_what_was_disputed():
+    """Redis has other candles, as a writer saw while a worker was on its way: all is fetched anew."""
+    feed = confirmed_feed("9", "2")
+    began = feed.series
+    feed.disputed()
+    feed.fetched(page_over(began, candle_of(1, "3"), up_to_date=True), began, 100, NOON_MS)
+    assert (feed.series, feed.known) == (None, tet.Known.NOTHING)
+
+
 EVENTS = st.lists(
     st.sampled_from(["page", "same", "changed", "written", "not written", "evicted", "restored", "none"])
 )

@@ -20,6 +20,7 @@ from rig import FastClock, Rig, Running, eventually, expected_candles, in_backgr
 from test_store import own_server, url_of
 
 import tet_data_service as tet
+from tet_extras.live import Message
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 
 SPEED = 20  # a minute's candle takes 3 s
@@ -350,6 +351,85 @@ def test_a_newer_value_of_another_instance_is_gone_on_from(exchange, redis_url, 
         eventually(lambda: feed.known is tet.Known.CONFIRMED and all_live(rig), 5)
         closes_pass(exchange, 1)
         assert differing(exchange, redis_url) == []
+
+
+def test_two_instances_keep_what_either_lets_go(exchange, redis_url):
+    """On the same pairs, without a group: each goes on from what the other wrote, and alone after it."""
+    with living(exchange, redis_url, UPDATE_INTERVAL=600) as one:
+        eventually(lambda: all_live(one))
+        with living(exchange, redis_url, UPDATE_INTERVAL=600) as two:
+            eventually(lambda: all_live(two))
+            closes_pass(exchange, 1)
+        closes_pass(exchange, 1)
+        eventually(lambda: behind_ms(exchange, redis_url) == 0, 5)
+        eventually(lambda: all_live(one))
+        assert differing(exchange, redis_url) == []
+
+
+def test_other_candles_in_redis_are_settled_at_once(exchange, redis_url, reader, caplog):
+    """The exchange judges, with the next write, not with the next proof."""
+    with living(exchange, redis_url, UPDATE_INTERVAL=600) as rig:
+        eventually(lambda: all_live(rig))
+        key = "tet:kline:1m:P00_USDT"
+        value = reader.get(key)
+        at = value.index('\\"volume\\":\\"') + len('\\"volume\\":\\"')
+        reader.set(key, value[:at] + "9" + value[at:])
+        eventually(lambda: "redis has other candles, backfilling" in caplog.messages)
+        eventually(lambda: differing(exchange, redis_url) == [], 5)
+        eventually(lambda: all_live(rig), 5)
+
+
+def test_a_main_thread_that_was_held_up_blames_no_connection(exchange, redis_url):
+    """Closes wait in the inbox meanwhile: they are taken before anything is missed."""
+    with living(exchange, redis_url, UPDATE_INTERVAL=600) as rig:
+        eventually(lambda: all_live(rig))
+        closes_pass(exchange, 1)
+        flush, held = rig.service.writer.flush, threading.Event()
+
+        def held_up(feeds):
+            if not held.is_set() and exchange.clock.now_ms() % 60_000 > 58_000:
+                eventually(partial(is_past, exchange, exchange.clock.now_ms() // 60_000 * 60_000 + 67_000))
+                held.set()
+            flush(feeds)
+
+        rig.service.writer.flush = held_up
+        exchange.clear()
+        assert held.wait(30)
+        closes_pass(exchange, 0)
+        assert rig.service.live.figures()["reconnects"] == {}
+        assert behind_ms(exchange, redis_url) == 0
+        assert exchange.asked("klines") == []
+
+
+def test_an_event_from_the_future_silences_nobody(exchange, redis_url):
+    """It is damaged; what comes after it counts."""
+    with living(exchange, redis_url) as rig:
+        eventually(lambda: all_live(rig))
+        feed = rig.feeds[0]
+        message = Message(feed.stream.name, exchange.clock.now_ms() + 10**9, (), False, 0)
+        rig.service.live._inbox.deliver(message)
+        eventually(lambda: rig.service.status.messages.counts().get("damaged"))
+        eventually(lambda: all_live(rig))
+
+
+def test_what_streams_told_since_the_last_proof_is_proven(exchange, redis_url):
+    """However many candles that are, in one request."""
+    with living(exchange, redis_url, UPDATE_INTERVAL=60, INCREMENTAL_CANDLES=2) as rig:
+        eventually(lambda: all_live(rig))
+        exchange.clear()
+        request = eventually(lambda: exchange.asked("klines"), 60)[0]
+        since_ms = exchange.clock.now_ms() - int(request.params["startTime"])
+        assert since_ms > 120_000 or int(request.params["limit"]) > 3
+
+
+def test_acknowledged_and_never_served_is_unreachable(exchange, redis_url, caplog):
+    """As USD-M's retired addresses are: it is said once, however often it is tried."""
+    exchange.streams.faults.always("unserved")
+    with living(exchange, redis_url) as rig:
+        eventually(lambda: len(exchange.streams.attempts) >= 3, 40)
+        assert rig.service.live.figures()["feeds"]["blind"] == len(NAMES)
+    said = [message for message in caplog.messages if "stream" in message]
+    assert said == ["streams unreachable, polling as without LIVE, will retry"]
 
 
 def test_symbols_that_leave_and_join_are_followed(exchange, redis_url):

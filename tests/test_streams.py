@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import ssl
+import sys
 import threading
 from contextlib import closing
 from itertools import pairwise
@@ -181,6 +182,30 @@ def test_forming_candles_coalesce_and_closes_never():
     assert taken(inbox) == []
     deliver(inbox, ("a", 9, False), ("a", 8, False))  # by two connections
     assert taken(inbox) == [("a", 9, False)]
+
+
+def test_a_close_that_comes_as_its_candle_is_taken_harms_nobody(monkeypatch):
+    """Threads are switched as often as can be."""
+    inbox, clock, ended = tet.Inbox(), tet.Clock(), threading.Event()
+    before = sys.getswitchinterval()
+
+    def send():
+        for number in range(4000):
+            deliver(inbox, ("a", 2 * number, False), ("a", 2 * number + 1, True))
+        ended.set()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        thread = threading.Thread(target=send)
+        thread.start()
+        closes = 0
+        while len(inbox) or not ended.is_set():
+            message = inbox.take(clock, 0.01)
+            closes += bool(message and message.closed)
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert closes == 4000
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.booleans())))
@@ -405,6 +430,31 @@ def test_a_connection_stays_until_its_successor_delivers(exchange):
         assert listener.lost == []
         assert exchange.streams.connections[0].close_reason == ""
         assert listener.streams.are_delivering
+
+
+def test_a_renewal_that_is_refused_is_not_hammered(exchange, monkeypatch):
+    """The connection goes on meanwhile; attempts wait longer and longer."""
+    monkeypatch.setattr(live, "LIFETIME_SECONDS", 1.0)
+    with closing(Listener(exchange.stream_url, speed=10)) as listener:
+        listener.keep(STREAMS[:5])
+        ticking(listener, lambda: listener.streams.are_delivering)
+        exchange.streams.faults.always("refused")
+        before, began = len(exchange.streams.attempts), listener.clock.monotonic()
+        ticking(listener, lambda: listener.clock.monotonic() - began > 60)
+        assert 3 <= len(exchange.streams.attempts) - before <= 12
+        assert listener.lost == []
+
+
+def test_the_canary_is_subscribed_last_and_stays(exchange):
+    """Also where it is one of the streams, and that one leaves."""
+    with closing(Listener(exchange.stream_url, canary=STREAMS[0])) as listener:
+        listener.keep(STREAMS[:3])
+        ticking(listener, lambda: listener.streams.are_delivering)
+        (connection,) = exchange.streams.connections
+        sent = [json.loads(each.text) for each in connection.received if each.kind == "text"]
+        assert [name for each in sent for name in each["params"]] == [*STREAMS[1:3], STREAMS[0]]
+        listener.keep(STREAMS[1:2])
+        ticking(listener, lambda: set(connection.names) == {STREAMS[0], STREAMS[1]})
 
 
 def test_an_announced_end_is_preceded_by_a_new_connection(exchange):
