@@ -1674,6 +1674,7 @@ class Schedule:
 # Shares (pure): who of several members owns which pair
 # ------------------------------------------------------------------------------
 
+MISSED_SECONDS = 6.0  # after which a member has missed what happened
 ABSENT_SECONDS = 3.0  # a key deleted by hand is there again after 2 s: its member was not gone
 
 
@@ -1715,22 +1716,23 @@ class Roster:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Entry, float]] = {}
+        self._looked_seconds = 0.0
 
     def note(self, entries: Texts, joined: bool, now_seconds: float) -> tuple[set[str], set[str]]:
         """Take over who is there now. Returns who has come, and who is gone.
 
-        Who has just ``joined``, or lost its own key, has missed what happened: for it the others may be
-        back any moment, too, and are absent only from now on.
+        Who has just ``joined``, or lost its own key, or has not looked for long, has missed what happened:
+        for it the others may be back any moment, too, and are absent only from now on.
         """
         before = set(self._seen)
-        if joined:
+        if joined or now_seconds - self._looked_seconds > MISSED_SECONDS:
             self._seen = {member: (entry, now_seconds) for member, (entry, _) in self._seen.items()}
         for member, text in entries.items():
             if (entry := parse_entry(text)) and not entry.left:
                 self._seen[member] = (entry, now_seconds)
             else:
                 self._seen.pop(member, None)
-        since = now_seconds - ABSENT_SECONDS
+        self._looked_seconds, since = now_seconds, now_seconds - ABSENT_SECONDS
         self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
         return set(self._seen) - before, before - set(self._seen)
 
@@ -2605,11 +2607,9 @@ class Store:
 
     def load_member_statuses(self, members: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What members have written of themselves, of those that have."""
-        keys = {member: MEMBER_STATUS_KEY.format(id=member) for member in members}
-        with self._answering() as servers:
-            texts = _unless_error(servers.together([("GET", key) for key in keys.values()])) if keys else []
         found = {}
-        for member, text in zip(keys, texts, strict=True):
+        for member in members:
+            text, _ = self.load(MEMBER_STATUS_KEY.format(id=member))
             with suppress(BadReply):
                 found[member] = _parse_object(text or b"")
         return found
@@ -3625,11 +3625,11 @@ class Status:
     def report_once(self) -> bool:
         """Log what failed with ``--once``; returns whether all went well."""
         failed = [feed.name for feed in self._watchlist if feed.error]
-        if not self._watchlist:
+        if not self._watchlist.pairs:
             say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self._watchlist.invalid))
         elif failed:
             say(logging.ERROR, "not all updated", failed=", ".join(failed))
-        return bool(self._watchlist) and not failed
+        return bool(self._watchlist.pairs) and not failed
 
     @staticmethod
     def _report_failures(feeds: Iterable[Feed]) -> None:

@@ -63,21 +63,21 @@ def entry(group="g", egress="", left=False):
 ENTRIES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([entry(), entry(left=True), "{}", "["]))
 
 
-@given(st.lists(st.tuples(ENTRIES, st.booleans(), st.floats(0, 5)), max_size=20))
+@given(st.lists(st.tuples(ENTRIES, st.booleans(), st.floats(0, 8)), max_size=20))
 def test_a_roster_has_who_was_seen_lately_and_has_not_left(looks):
     """Compared with the looks themselves."""
-    roster, now, seen = tet.Roster(), 0.0, {}
+    roster, now, seen, looked = tet.Roster(), 0.0, {}, 0.0
     for entries, joined, seconds in looks:
         now += seconds
         before = set(roster.of_group("g"))
         come, gone = roster.note(entries, joined, now)
-        if joined:
+        if joined or now - looked > tet.MISSED_SECONDS:
             seen = dict.fromkeys(before, now)
         for member, text in entries.items():
             seen.pop(member, None)
             if text == entry():
                 seen[member] = now
-        seen = {member: at for member, at in seen.items() if at >= now - tet.ABSENT_SECONDS}
+        looked, seen = now, {member: at for member, at in seen.items() if at >= now - tet.ABSENT_SECONDS}
         assert roster.of_group("g") == sorted(seen)
         assert (come, gone) == (set(seen) - before, before - set(seen))
 
