@@ -92,7 +92,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -2832,6 +2832,19 @@ class Writer:
             say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
             feed.restored(None)
 
+    def restore_all(self, feeds: Collection[Feed]) -> None:
+        """Read back what Redis holds, as far as it answers: the cycle tries again. Raises Stopped."""
+        started = self._clock.monotonic()
+        for feed in feeds:
+            self._clock.check()
+            try:
+                self.restore(feed)
+            except StoreError as error:
+                feed.tried(error, 0)  # logged by the cycle
+        restored = sum(1 for feed in feeds if feed.series)
+        facts = {"restored": restored, "to_backfill": len(feeds) - restored}
+        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
+
     def _read_back(self, feed: Feed, value: bytes) -> Stored:
         """What a value holds. Raises StoredValueError."""
         wanted, closed_only = feed.timeframe.candles_in_days(self._config.data_days), self._config.closed_only
@@ -3181,6 +3194,7 @@ class Watchlist:
         self._lock = threading.Lock()
         self._owns: Callable[[Pair], bool] = lambda pair: True
         self._feeds: dict[tuple[Pair, Timeframe], Feed] = {}
+        self._known = self._feeds  # those that `gained` has told of
         self.pairs: tuple[Pair, ...] = ()  # those of other members, too
         self._left_out: Sequence[str] = ()
         self.invalid: dict[str, str] = {}  # symbols as configured, and why
@@ -3203,6 +3217,12 @@ class Watchlist:
         with self._lock:
             self._owns = owns
             self._arrange()
+
+    def gained(self) -> list[Feed]:
+        """The feeds that are new since this was asked last."""
+        with self._lock:
+            before, self._known = self._known, self._feeds
+            return [feed for key, feed in self._feeds.items() if before.get(key) is not feed]
 
     def _arrange(self) -> None:
         owned = tuple(filter(self._owns, self.pairs))
@@ -3325,7 +3345,7 @@ class Service:
         say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
         self._until_it_works("binance", self._check_symbols)
         self._in_worker(partial(log_api_key, config, self._binance))
-        self._in_worker(self._restore)
+        self._in_worker(partial(self.writer.restore_all, list(self.watchlist)))
         say(logging.INFO, "estimate", **estimate(len({f.pair for f in self.watchlist}), config).facts())
 
     def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
@@ -3362,19 +3382,6 @@ class Service:
         self.watchlist.update(*self._binance.look_up(self._config))
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
-    def _restore(self) -> None:
-        """Read back what Redis holds."""
-        started = self._clock.monotonic()
-        for feed in self.watchlist:
-            self._clock.check()
-            try:
-                self.writer.restore(feed)
-            except StoreError as error:
-                feed.tried(error, 0)  # logged by the cycle, which tries again
-        restored = sum(1 for feed in self.watchlist if feed.series)
-        facts = {"restored": restored, "to_backfill": len(self.watchlist) - restored}
-        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
-
     # Cycles
 
     def cycle(self, first: bool = False) -> None:
@@ -3386,7 +3393,7 @@ class Service:
         with process.progress_bar(len(due) if first and _may_draw(self._config) else 0, "Backfill") as step:
             self._work_through(due, step)
         self.watchlist.drop_unknown()
-        due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
+        due = [feed for feed in due if feed in self.watchlist]
         regular = [feed for feed in due if feed.due.regular_ms <= started_ms]
         if regular:
             failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
@@ -3407,9 +3414,10 @@ class Service:
     def _work_through(self, feeds: list[Feed], step: Callable[[int], None]) -> None:
         """Let workers update the feeds, no more of them than keep the exchange busy at our rate.
 
-        Each takes one feed after the other. Whether more workers are needed is seen at each tick.
+        Each takes one feed after the other. Whether more workers are needed is seen at each tick, and
+        whether another member's pairs have become ours: these come next, and are added to ``feeds``.
         """
-        waiting = deque(feeds)
+        waiting, _ = deque(feeds), self.watchlist.gained()  # which are due already
         most = min(self._config.concurrent_requests, self._config.batch_size)
         while True:
             needed = workers_needed(self._binance.gate.rate, self._binance.best_latency_seconds, most)
@@ -3421,6 +3429,9 @@ class Service:
             _, self._running = wait(self._running, TICK_SECONDS)
             step(before - len(waiting))
             self.tick()
+            gained = self.watchlist.gained()
+            waiting.extendleft(gained)
+            feeds += gained
 
     def _work(self, feeds: deque[Feed]) -> None:
         """Update one feed after the other until none is left, or a stop is asked for."""
