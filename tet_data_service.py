@@ -99,7 +99,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -1865,6 +1865,14 @@ class Schedule:
         """The feeds that are due, the stalest first."""
         return sorted((feed for feed in feeds if feed.due.next_ms <= now_ms), key=lambda f: f.updated_ms)
 
+    def urgent(self, feeds: Iterable[Feed], asked: Mapping[str, Due], now_ms: int) -> list[Feed]:
+        """The feeds that have become due at once since a cycle has ``asked`` for its own: they come next.
+
+        Those are another member's that have become ours, and those that a stream has left something out of.
+        """
+        due = (feed for feed in feeds if feed.due.next_ms <= now_ms and feed.name not in asked)
+        return [feed for feed in due if not feed.due.regular_ms or feed.due.next_ms < feed.due.regular_ms]
+
     def cycle_ended(self, failure_rate: float) -> None:
         """Learn from the share of updates that failed in a cycle."""
         self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
@@ -1895,6 +1903,7 @@ class Schedule:
 # Shares (pure): who of several members owns which pair
 # ------------------------------------------------------------------------------
 
+MISSED_SECONDS = 6.0  # after which a member has missed what happened
 ABSENT_SECONDS = 3.0  # a key deleted by hand is there again after 2 s: its member was not gone
 
 
@@ -1936,22 +1945,23 @@ class Roster:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Entry, float]] = {}
+        self._looked_seconds = 0.0
 
     def note(self, entries: Texts, joined: bool, now_seconds: float) -> tuple[set[str], set[str]]:
         """Take over who is there now. Returns who has come, and who is gone.
 
-        Who has just ``joined``, or lost its own key, has missed what happened: for it the others may be
-        back any moment, too, and are absent only from now on.
+        Who has just ``joined``, or lost its own key, or has not looked for long, has missed what happened:
+        for it the others may be back any moment, too, and are absent only from now on.
         """
         before = set(self._seen)
-        if joined:
+        if joined or now_seconds - self._looked_seconds > MISSED_SECONDS:
             self._seen = {member: (entry, now_seconds) for member, (entry, _) in self._seen.items()}
         for member, text in entries.items():
             if (entry := parse_entry(text)) and not entry.left:
                 self._seen[member] = (entry, now_seconds)
             else:
                 self._seen.pop(member, None)
-        since = now_seconds - ABSENT_SECONDS
+        self._looked_seconds, since = now_seconds, now_seconds - ABSENT_SECONDS
         self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
         return set(self._seen) - before, before - set(self._seen)
 
@@ -2827,11 +2837,9 @@ class Store:
 
     def load_member_statuses(self, members: Iterable[str]) -> dict[str, dict[str, Any]]:
         """What members have written of themselves, of those that have."""
-        keys = {member: MEMBER_STATUS_KEY.format(id=member) for member in members}
-        with self._answering() as servers:
-            texts = _unless_error(servers.together([("GET", key) for key in keys.values()])) if keys else []
         found = {}
-        for member, text in zip(keys, texts, strict=True):
+        for member in members:
+            text, _ = self.load(MEMBER_STATUS_KEY.format(id=member))
             with suppress(BadReply):
                 found[member] = _parse_object(text or b"")
         return found
@@ -3087,6 +3095,19 @@ class Writer:
         except StoredValueError as error:
             say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
             feed.restored(None)
+
+    def restore_all(self, feeds: Collection[Feed]) -> None:
+        """Read back what Redis holds, as far as it answers: the cycle tries again. Raises Stopped."""
+        started = self._clock.monotonic()
+        for feed in feeds:
+            self._clock.check()
+            try:
+                self.restore(feed)
+            except StoreError as error:
+                feed.tried(error, 0)  # logged by the cycle
+        restored = sum(1 for feed in feeds if feed.series)
+        facts = {"restored": restored, "to_backfill": len(feeds) - restored}
+        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
 
     def _read_back(self, feed: Feed, value: bytes) -> Stored:
         """What a value holds. Raises StoredValueError."""
@@ -4129,7 +4150,7 @@ class Service:
         if config.live and not self._once:
             self.live.start(self.watchlist)
         self.workers.do(partial(log_api_key, config, self._binance))
-        self.workers.do(self._restore)
+        self.workers.do(partial(self.writer.restore_all, list(self.watchlist)))
         say(logging.INFO, "estimate", **estimate(len({f.pair for f in self.watchlist}), config).facts())
 
     def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
@@ -4159,19 +4180,6 @@ class Service:
         self.watchlist.update(*self._binance.look_up(self._config))
         self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
-    def _restore(self) -> None:
-        """Read back what Redis holds."""
-        started = self._clock.monotonic()
-        for feed in self.watchlist:
-            self._clock.check()
-            try:
-                self.writer.restore(feed)
-            except StoreError as error:
-                feed.tried(error, 0)  # logged by the cycle, which tries again
-        restored = sum(1 for feed in self.watchlist if feed.series)
-        facts = {"restored": restored, "to_backfill": len(self.watchlist) - restored}
-        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
-
     # Cycles
 
     def cycle(self, first: bool = False) -> None:
@@ -4182,10 +4190,15 @@ class Service:
         due = self.schedule.due(self.watchlist, started_ms)
         asked = {feed.name: feed.due for feed in due}
         with process.progress_bar(len(due) if first and _may_draw(self._config) else 0, "Backfill") as step:
-            for taken in self.workers.work_through(deque(due), self.update, self._workers_needed):
+            waiting = deque(due)
+            for taken in self.workers.work_through(waiting, self.update, self._workers_needed):
                 step(taken)
+                urgent = self.schedule.urgent(self.watchlist, asked, self._clock.now_ms())
+                waiting.extendleft(urgent)
+                due += urgent
+                asked |= {feed.name: feed.due for feed in urgent}
         self.watchlist.drop_unknown()
-        due = [feed for feed in due if not isinstance(feed.error, SymbolError)]
+        due = [feed for feed in due if feed in self.watchlist]
         regular = [feed for feed in due if asked[feed.name].regular_ms <= started_ms]
         if regular:
             failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
@@ -4437,11 +4450,11 @@ class Status:
     def report_once(self) -> bool:
         """Log what failed with ``--once``; returns whether all went well."""
         failed = [feed.name for feed in self._watchlist if feed.error]
-        if not self._watchlist:
+        if not self._watchlist.pairs:
             say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self._watchlist.invalid))
         elif failed:
             say(logging.ERROR, "not all updated", failed=", ".join(failed))
-        return bool(self._watchlist) and not failed
+        return bool(self._watchlist.pairs) and not failed
 
     @staticmethod
     def _report_failures(feeds: Iterable[Feed]) -> None:

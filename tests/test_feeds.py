@@ -171,7 +171,8 @@ def test_a_stream_counts_only_when_the_exchange_has_confirmed_what_is_held():
 
 def confirmed_feed(*volumes):
     """A feed whose candles, with these volumes, the exchange has confirmed; the newest one is forming."""
-    feed, candles = new_feed(), {}
+    feed = new_feed()
+    candles: tet.Candles = {}
     for number, volume in enumerate(volumes):
         candles |= candle_of(number, volume)
     series = tet.Series(TF).merge(candles, False, 100)

@@ -75,21 +75,21 @@ def entry(group="g", egress="", left=False):
 ENTRIES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from([entry(), entry(left=True), "{}", "["]))
 
 
-@given(st.lists(st.tuples(ENTRIES, st.booleans(), st.floats(0, 5)), max_size=20))
+@given(st.lists(st.tuples(ENTRIES, st.booleans(), st.floats(0, 8)), max_size=20))
 def test_a_roster_has_who_was_seen_lately_and_has_not_left(looks):
     """Compared with the looks themselves."""
-    roster, now, seen = tet.Roster(), 0.0, {}
+    roster, now, seen, looked = tet.Roster(), 0.0, {}, 0.0
     for entries, joined, seconds in looks:
         now += seconds
         before = set(roster.of_group("g"))
         come, gone = roster.note(entries, joined, now)
-        if joined:
+        if joined or now - looked > tet.MISSED_SECONDS:
             seen = dict.fromkeys(before, now)
         for member, text in entries.items():
             seen.pop(member, None)
             if text == entry():
                 seen[member] = now
-        seen = {member: at for member, at in seen.items() if at >= now - tet.ABSENT_SECONDS}
+        looked, seen = now, {member: at for member, at in seen.items() if at >= now - tet.ABSENT_SECONDS}
         assert roster.of_group("g") == sorted(seen)
         assert (come, gone) == (set(seen) - before, before - set(seen))
 
@@ -234,6 +234,24 @@ def test_two_members_share_the_pairs_and_the_rate(market, redis_url, reader, cap
         "member gone",
     ]
     assert stored(reader, f"15m:{PAIRS[0].replace('/', '_')}")["candle_count"] == 97 - 1
+
+
+def test_pairs_that_are_taken_over_in_a_long_cycle_come_next(market, redis_url):
+    """Not after all that were due before them: at 4 requests a second a cycle takes seconds."""
+    with Member(market, redis_url, API_REQUESTS_PER_SEC=4, TIMEFRAME="15m,1h,4h") as first:
+        with Member(market, redis_url, API_REQUESTS_PER_SEC=4, TIMEFRAME="15m,1h,4h") as second:
+            eventually(lambda: first.is_settled and second.is_settled and not first.owned & second.owned, 60)
+            theirs = {feed.pair.symbol for feed in second.feeds}
+        market.clear()
+        eventually(lambda: first.owned == set(PAIRS), 5)
+        gained = eventually(lambda: asked_of(market, theirs) if len(asked_of(market, theirs)) > 5 else None)
+        others = [r for r in market.asked() if r.at_monotonic < gained[5].at_monotonic]
+        assert len(others) < 6 + 4 * 4, "a second's worth for each tick until they came"
+
+
+def asked_of(market, symbols):
+    """The requests for these symbols, in order."""
+    return [request for request in market.asked() if request.params["symbol"] in symbols]
 
 
 def test_a_new_member_sends_nothing_until_the_others_have_seen_it(market, redis_url):

