@@ -34,7 +34,7 @@ demo: ## Try it: a simulated market, no keys, no network, no Redis
 	./run.sh --demo
 
 test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadgroup
 
 test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/test_cluster.py
@@ -63,7 +63,7 @@ bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCH
 bench-page: $(READY) ## Measure a hundred clients of the page and /api (SECONDS=n)
 	$(BIN)/python bench/page.py $(or $(SECONDS),20)
 
-bench-scaling: $(READY) ## Measure costs, and work out what 25 to 3,700 pairs need (QUICK=1)
+bench-scaling: $(READY) ## Work out what 25 to 3,700 pairs need (QUICK=1)
 	$(BIN)/python bench/scaling.py $(if $(QUICK),--quick)
 
 health: $(READY) ## Check Redis, Binance, keys and data with config.txt

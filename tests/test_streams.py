@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 import tet_data_service as tet
 from tet_extras import live
-from tet_extras.simulated_binance import Market, SimulatedBinance
+from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
 from tet_extras.simulated_streams import StallingRelay
 
 TF = tet.TIMEFRAMES["1m"]
@@ -304,6 +304,14 @@ def exchange():
         yield simulated
 
 
+@pytest.fixture
+def fast_exchange():
+    """The same, whose time runs 20 times as fast."""
+    clock = SimulatedClock(speed=20)
+    with SimulatedBinance(market=Market.random_walk(NAMES), clock=clock) as simulated:
+        yield simulated
+
+
 class Listener:
     """Streams, looked after by the test, and what they have delivered."""
 
@@ -392,8 +400,9 @@ def test_streams_join_and_leave_without_a_reconnect(exchange):
         assert listener.lost == []
 
 
-def test_a_canary_that_leaves_is_replaced(exchange):
+def test_a_canary_that_leaves_is_replaced(fast_exchange):
     """Its connection falls silent; the next one has another."""
+    exchange = fast_exchange
     with closing(Listener(exchange.stream_url, speed=20)) as listener:
         listener.keep(STREAMS[:5])
         ticking(listener, lambda: listener.streams.are_delivering)
@@ -419,8 +428,9 @@ def test_a_connection_is_renewed_before_it_ends(exchange, monkeypatch):
         assert second.messages_sent > 2
 
 
-def test_a_connection_stays_until_its_successor_delivers(exchange):
+def test_a_connection_stays_until_its_successor_delivers(fast_exchange):
     """One that is acknowledged, and silent, takes nothing over; it is tried again."""
+    exchange = fast_exchange
     with closing(Listener(exchange.stream_url, speed=20)) as listener:
         listener.keep(STREAMS[:5])
         ticking(listener, lambda: listener.streams.are_delivering)
@@ -432,10 +442,11 @@ def test_a_connection_stays_until_its_successor_delivers(exchange):
         assert listener.streams.are_delivering
 
 
-def test_a_renewal_that_is_refused_is_not_hammered(exchange, monkeypatch):
+def test_a_renewal_that_is_refused_is_not_hammered(fast_exchange, monkeypatch):
     """The connection goes on meanwhile; attempts wait longer and longer."""
+    exchange = fast_exchange
     monkeypatch.setattr(live, "LIFETIME_SECONDS", 1.0)
-    with closing(Listener(exchange.stream_url, speed=10)) as listener:
+    with closing(Listener(exchange.stream_url, speed=20)) as listener:
         listener.keep(STREAMS[:5])
         ticking(listener, lambda: listener.streams.are_delivering)
         exchange.streams.faults.always("refused")
@@ -491,8 +502,9 @@ def test_a_crowd_of_lines_keeps_to_the_allowed_attempts(exchange, monkeypatch):
         assert 60 <= len(exchange.streams.attempts) <= live.ATTEMPTS
 
 
-def test_silence_ends_a_connection_and_a_line_in_use_comes_back(exchange):
+def test_silence_ends_a_connection_and_a_line_in_use_comes_back(fast_exchange):
     """Open, answering pings, and saying nothing for 15 s: it is cut, and connected anew."""
+    exchange = fast_exchange
     with closing(Listener(exchange.stream_url, speed=20)) as listener:
         listener.keep(STREAMS[:5])
         ticking(listener, lambda: listener.streams.are_delivering)
