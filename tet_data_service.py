@@ -3638,10 +3638,14 @@ class Live:
         self._status.messages.add("accepted")
         stream.event_ms = message.event_ms
         if stream.link is not Link.LIVE and feed.tried_ms > stream.owed_ms and not feed.fetch_failed:
-            stream.link = Link.LIVE
-            feed.due = Due(self._schedule.regular_ms(feed, now_ms))
-            feed.due.next_ms = feed.due.regular_ms
+            self._go_live(feed, now_ms)
         return self._queue(feed) if message.closed else self._pace(feed)
+
+    def _go_live(self, feed: Feed, now_ms: int) -> None:
+        """Its stream speaks, and REST has told what came before: from now on REST is for proof."""
+        feed.stream.link = Link.LIVE
+        proof_ms = self._schedule.regular_ms(feed, now_ms)
+        feed.due = Due(proof_ms, proof_ms)
 
     def _doubt(self, feed: Feed) -> None:
         """Let REST tell at once; as it is asked again and again, with growing waits."""
