@@ -366,6 +366,34 @@ def test_two_instances_keep_what_either_lets_go(exchange, redis_url):
         assert differing(exchange, redis_url) == []
 
 
+def test_members_of_a_group_listen_to_what_they_own(exchange, redis_url):
+    """Each subscribes to its share; one that leaves is replaced, with a request or two for each pair."""
+    with living(exchange, redis_url, GROUP="g") as one, Watcher(redis_url, KEYS) as watcher:
+        eventually(lambda: all_live(one))
+        with living(exchange, redis_url, GROUP="g") as two:
+            eventually(lambda: len(one.feeds) + len(two.feeds) == len(NAMES))
+            eventually(lambda: all_live(one) and all_live(two) and two.feeds)
+            shares = [{feed.stream.name for feed in rig.feeds} for rig in (one, two)]
+            assert shares[0].isdisjoint(shares[1])
+            eventually(lambda: heard_by(exchange) == sorted(map(sorted, shares)))
+            closes_pass(exchange, 1)
+            exchange.clear()
+        eventually(lambda: len(one.feeds) == len(NAMES) and all_live(one))
+        assert len(exchange.asked("klines")) <= 2 * len(shares[1])
+        closes_pass(exchange, 1)
+        assert differing(exchange, redis_url) == []
+        assert behind_ms(exchange, redis_url) == 0
+    assert watcher.wrong == []
+
+
+def heard_by(exchange):
+    """What each open connection carries, without the canaries."""
+    carried = [
+        [name for name in each.names if "kline_1s" not in name] for each in exchange.streams.open_connections
+    ]
+    return sorted(map(sorted, carried))
+
+
 def test_other_candles_in_redis_are_settled_at_once(exchange, redis_url, reader, caplog):
     """The exchange judges, with the next write, not with the next proof."""
     with living(exchange, redis_url, UPDATE_INTERVAL=600) as rig:
