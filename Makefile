@@ -34,7 +34,7 @@ demo: ## Try it: a simulated market, no keys, no network, no Redis
 	./run.sh --demo
 
 test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
 test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/test_cluster.py

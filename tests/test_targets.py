@@ -110,6 +110,7 @@ def test_what_serves_runs_until_ctrl_c(in_checkout, target):
 def test_health_looks_at_the_running_service(in_checkout, exchange):
     """Its exit code is that of the health check."""
     exchange.clock.advance(time.time() - NOON_MS / 1000)
+    exchange.clock.resume()
     assert make(in_checkout, "health").returncode == 2, "make's own code for a failed recipe"
     with Made(in_checkout, "run") as made:
         eventually(lambda: made.says("cycle updated=1"), 60)

@@ -77,7 +77,13 @@ def tune_memory() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Exit even while a worker still waits for a reply that nobody needs any more."""
+    """Exit even while a worker still waits for a reply that nobody needs any more.
+
+    A signal that comes now, such as a Ctrl-C that a launcher passes on, changes nothing: while Python
+    ends it would meet no handler of ours.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.shutdown()
     sys.stdout.flush()
     if any(thread.name.startswith(("worker", "writer")) for thread in threading.enumerate()):
