@@ -16,7 +16,10 @@ import subprocess
 import sys
 import time
 
+import common  # noqa: F401 (puts the project on the path)
 import redis
+
+import tet_data_service as tet
 
 END = re.compile(rb'"data_end":"([^"]+)"')
 
@@ -69,16 +72,8 @@ def main() -> None:
             key = f"tet:kline:{told['timeframe']}:{told['symbol'].replace('/', '_')}"
             found = END.search(client.getrange(key, -400, -1))
             if found:
-                # data_end is a time such as 2026-01-15T12:15:00Z
-                closed = time.strptime(found[1].decode(), "%Y-%m-%dT%H:%M:%SZ")
-                now_seconds = time.time() + ahead_ms / 1000
-                print(f"{now_seconds - _utc_seconds(closed):.4f}", flush=True)
-
-
-def _utc_seconds(moment: time.struct_time) -> float:
-    import calendar
-
-    return float(calendar.timegm(moment))
+                delay_ms = time.time() * 1000 + ahead_ms - tet.parse_iso_time(found[1].decode())
+                print(f"{delay_ms / 1000:.4f}", flush=True)
 
 
 if __name__ == "__main__":
