@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-SOURCES := tet_data_service.py tet_extras tests bench deploy/build.py deploy/frozen.py deploy/try_container.py
+SOURCES := tet_data_service.py tet_reader.py tet_core tet_extras tests bench examples deploy/build.py deploy/frozen.py deploy/linux_packages.py deploy/try_container.py deploy/windows/wine.py
 COMPOSE := docker compose --file deploy/docker-compose.yml
 COMMIT = $(shell git rev-parse --short=7 HEAD)
 BUILT = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%d --format=%cd)
+
+# What Python has compiled is kept: the tests start hundreds of programs, and only what is used is compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
@@ -16,13 +19,16 @@ help: ## Show this list
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
 
 dev-setup: $(READY) ## Make the virtual environment with all that development needs
 
 build: ## Make the binary for this platform and the zipapp, in dist/
 	./build.sh
+
+packages: ## Make a deb and an rpm of the binary in dist/
+	$(PYTHON) deploy/linux_packages.py dist/tet-data-service-linux-*64
 
 run: $(READY) ## Run the service with config.txt
 	$(BIN)/tet-data-service --config=config.txt
@@ -37,16 +43,28 @@ test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
 test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
-	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/test_cluster.py
+	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/extras/test_cluster.py
+
+windows: $(READY) ## Build the Windows binary under Wine and test it (ALL=1)
+	$(BIN)/python deploy/windows/wine.py build
+	$(BIN)/python -m pytest --numprocesses=2 -m 'windows$(if $(ALL),, and not long)' tests/project/test_windows.py; \
+		code=$$?; $(BIN)/python deploy/windows/wine.py stop; exit $$code
 
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file=tests/mypy.ini tests bench
+	$(BIN)/mypy --cache-dir=.mypy_cache/program & program=$$!; \
+		$(BIN)/mypy --cache-dir=.mypy_cache/tests --config-file=tests/mypy.ini tests bench; code=$$?; \
+		wait $$program && exit $$code
 
 soak: $(READY) ## Run 1,000 cycles with faults, time sped up (CYCLES=n LIVE=1)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak.py $(or $(CYCLES),1000) $(if $(LIVE),--live)
+
+soak-reader: $(READY) ## Read and follow while all goes wrong (SECONDS=n)
+	PYTHONPATH=.:tests $(BIN)/python tests/soak_reader.py $(or $(SECONDS),300)
+
+soak-bots: $(READY) ## Let twenty bots ask while all goes wrong (SECONDS=n)
+	PYTHONPATH=.:tests $(BIN)/python -W ignore tests/soak_bots.py $(or $(SECONDS),1200)
 
 bench: $(READY) ## Measure a refresh (QUICK=1: 25 pairs; PAIRS=n: no peers)
 	$(BIN)/python bench/bench.py $(if $(QUICK),--quick) $(if $(PAIRS),--pairs $(PAIRS))
@@ -62,6 +80,16 @@ bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCH
 
 bench-page: $(READY) ## Measure a hundred clients of the page and /api (SECONDS=n)
 	$(BIN)/python bench/page.py $(or $(SECONDS),20)
+
+bench-browser: $(READY) ## Measure the page in Chromium with live pairs (PAIRS=n)
+	$(BIN)/python bench/page_browser.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(SECONDS),--repeat 1)
+
+bench-reader: $(READY) ## Measure what reading and following cost (PAIRS=n)
+	$(BIN)/python bench/reading.py $(if $(PAIRS),--pairs $(PAIRS))
+
+bench-proxy: $(READY) ## Measure 50 bots that take us for the exchange (SECONDS=n)
+	$(BIN)/python bench/proxy.py $(or $(SECONDS),30)
 
 bench-scaling: $(READY) ## Work out what 25 to 3,700 pairs need (QUICK=1)
 	$(BIN)/python bench/scaling.py $(if $(QUICK),--quick)
@@ -89,6 +117,6 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build run run-dev demo test test-cluster check soak bench bench-freshness bench-live
-.PHONY: bench-page bench-patches bench-scaling health
+.PHONY: help dev-setup build packages run run-dev demo test test-cluster windows check soak soak-reader soak-bots bench bench-freshness bench-live
+.PHONY: bench-browser bench-page bench-proxy bench-patches bench-reader bench-scaling health
 .PHONY: docker-build container-test docker-run docker-stop docker-logs clean

@@ -5,7 +5,7 @@ rem Usage: run.bat [--demo ^| --config=FILE ^| any other flag; see run.bat --hel
 setlocal
 set "HERE=%~dp0"
 set "NAME=tet-data-service"
-if /i "%PROCESSOR_ARCHITECTURE%"=="ARM64" (set "MACHINE=arm64") else (set "MACHINE=amd64")
+set "TET_STARTED_AS=%~0"
 
 set "FIRST="
 if not "%~1"=="" goto start
@@ -13,19 +13,24 @@ set FIRST="--config=%HERE%config.txt"
 if exist "%HERE%config.txt" goto start
 copy /y "%HERE%config.example" "%HERE%config.txt" >nul
 if errorlevel 1 exit /b 1
-echo run.bat: made %HERE%config.txt: put your BINANCE_API_KEY and BINANCE_SECRET_KEY into it, or set 1>&2
+echo run.bat: made "%HERE%config.txt": put your BINANCE_API_KEY and BINANCE_SECRET_KEY into it, or set 1>&2
 echo PUBLIC_DATA=true to run without keys; then start me again. run.bat --demo needs neither. 1>&2
 exit /b 2
 
 :start
 set "PROGRAM="
-call :pick "%HERE%%NAME%-windows-%MACHINE%.exe"
-call :pick "%HERE%dist\%NAME%-windows-%MACHINE%.exe"
+rem Windows on arm64 runs programs for amd64, too. What is found last is taken.
+set "MACHINES=amd64"
+if /i "%PROCESSOR_ARCHITECTURE%"=="ARM64" set "MACHINES=amd64 arm64"
+for %%m in (%MACHINES%) do (
+    if exist "%HERE%dist\%NAME%-windows-%%m.exe" set "PROGRAM=%HERE%dist\%NAME%-windows-%%m.exe"
+    if exist "%HERE%%NAME%-windows-%%m.exe" set "PROGRAM=%HERE%%NAME%-windows-%%m.exe"
+)
 if defined PROGRAM goto binary
 call :find_python
 if errorlevel 1 exit /b 1
-call :pick "%HERE%%NAME%.pyz"
-call :pick "%HERE%dist\%NAME%.pyz"
+if exist "%HERE%dist\%NAME%.pyz" set "PROGRAM=%HERE%dist\%NAME%.pyz"
+if exist "%HERE%%NAME%.pyz" set "PROGRAM=%HERE%%NAME%.pyz"
 if defined PROGRAM goto python
 %FOUND% "%HERE%deploy\build.py" venv "%HERE%.venv-run" 1>&2
 if errorlevel 1 exit /b 1
@@ -34,18 +39,14 @@ set "PROGRAM=%HERE%tet_data_service.py"
 goto python
 
 :binary
-echo run.bat: starting %PROGRAM% 1>&2
+echo run.bat: starting "%PROGRAM%" 1>&2
 "%PROGRAM%" %FIRST% %*
 exit /b %errorlevel%
 
 :python
-echo run.bat: starting %PROGRAM% 1>&2
+echo run.bat: starting "%PROGRAM%" 1>&2
 %FOUND% "%PROGRAM%" %FIRST% %*
 exit /b %errorlevel%
-
-:pick
-if not defined PROGRAM if exist %1 set "PROGRAM=%~1"
-exit /b 0
 
 :find_python
 set "FOUND="

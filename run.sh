@@ -4,6 +4,7 @@
 # Usage: ./run.sh [--demo | --config=FILE | any other flag; see ./run.sh --help]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+export TET_STARTED_AS="$0" # for the commands that the demo prints
 
 say() {
     echo "run.sh: $*" >&2

@@ -12,14 +12,20 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
 
     * ``ohlcv_data``: a JSON *string* that holds an object from candle open time to ``{"open", "high",
       "low", "close", "volume"}``, each a decimal string, the exchange's value with trailing zeros
-      cut; oldest first, no duplicates, on the timeframe's grid, at most N candles.
+      cut; oldest first, no duplicates, on the timeframe's grid, at most N candles. With ``FIELDS=all`` each
+      has ``"quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume"`` behind these.
     * ``last_candle_time``, ``last_update``, ``data_start``: open time of the newest candle, time of the
-      last good update, open time of the oldest candle. Blanks may follow the object.
+      last good update, open time of the oldest candle.
     * ``data_end``: the end (exclusive) of the newest candle known to be closed. A candle that opens
       at ``data_end`` or later is still forming.
     * ``data_completeness``: ``candle_count`` / N, at most 1; N is how many candles of the timeframe
       ``DATA_DAYS`` hold, rounded up.
     * ``candle_count``, ``timeframe``, ``data_age_seconds`` (``last_update`` - ``data_end``, >= 0).
+
+    The value keeps its length while the window slides in it: blanks, as JSON allows them, stand before the
+    first candle, behind the last one (both within the string), and behind the object. The 48 blanks and tabs
+    before ``last_candle_time`` are the value's mark: others when it has been written whole. While they stay,
+    the candles but the newest 8 are as they were, each at its place, unless the value is laid out anew.
 
 ``tet:timestamp:{timeframe}:{SYMBOL}``
     Time of the last good update, expiring after ``TIMESTAMP_TTL``; written with the value above in
@@ -32,54 +38,80 @@ What readers find (every time is UTC, RFC 3339, whole seconds, ``Z``; ``BTC/USDT
     Only with GROUP, SHARD or EGRESS: a member's own status. ``tet:system:status`` is made of all of them
     then, with a list ``members``.
 
-``tet:system:pause``, ``tet:system:pause:{egress}``
+``tet:system:claim``
+    What the values are made of (market, ``DATA_DAYS``, ``CLOSED_ONLY``) and which process writes them, JSON,
+    renewed every 4 s and expiring after 15: a service that is set differently does not start.
+
+``tet:system:pause``, ``tet:system:pause:{egress}``; with another market ``tet:system:pause@{market}``
     Only while rate limited or banned by the exchange: until when, and why.
 
 ``tet:system:health``
     For a second, while ``--health-check`` sees whether Redis takes writes.
 
+``tet:selection:{digest}``
+    With GROUP: what members are set to keep, renewed every minute.
+
 ``tet:member:{tet}``, ``tet:member:{tet}:{id}``
     Only with GROUP, SHARD or EGRESS: who shares the pairs and the rate, renewed every 2 s.
 
-``tet:upload:{key}``
-    For a moment, a whole value on its way to that key: what is written is renamed to its place in one step.
+``tet:upload:{key}:{id}``
+    For a moment, a whole value on its way to that key, at most 30 s: what is written is renamed to its place
+    in one step. Each upload has a key of its own.
 
-Each update is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``timeframe``,
-``last_candle_time`` and ``candle_closed`` (whether a candle has closed since the last write).
+With ``REDIS_PREFIX`` all begin with that in place of ``tet``, but the pause: it is the address's, and all
+that leave by it honour it. A value never gives way to one whose ``data_end`` is earlier, then whose newest
+candle is, then whose ``last_update`` is: readers see none of the three go back.
+
+Each update is announced on the channel ``tet:updates`` as a JSON object: ``symbol``, ``candle_closed``
+(whether a candle has closed since the last write) and the fields that the value has behind ``ohlcv_data``,
+``timeframe``, ``last_candle_time``, ``last_update``, ``data_start``, ``data_end`` among them. So that who
+listens needs no read, it also has, unless the value was written whole: ``follows``, the ``last_update`` of
+the value that this one continues, and ``candles``, those that came or changed since, oldest first, each
+``[time, open, high, low, close, volume]``, all text. Who holds the value of that ``last_update`` lays them
+over it, and drops what opens before ``data_start``; who holds an older one, or is told no ``follows``, reads.
 
 Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
 *Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
 *Ended*: a candle's time is over; *closed*: its values will not change any more, too; *lagging*: ended and
 not seen closed yet. *Confirmed*: candles read back from Redis that the exchange has repeated. *Image*: what
-Redis has of a feed. *Patch*: to write the end of a value where its front stays. *Buffered*: kept in memory
-because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped from memory, since
-Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every request passes.
+Redis has of a feed. *Patch*: to write in a value what changed of it. *Slide*: a patch by which candles
+leave at the front and come at the end; *laid out anew*: moved within Redis, with fresh blanks. *Buffered*:
+kept in memory because Redis did not take it, or has lost it; *flushed* when it does. *Evicted*: dropped
+from memory, since Redis has it. *Weight*: what a request costs of the exchange's limit. *Gate*: what every
+request passes.
 *Pause*: rate limited, banned or refused; *probe*: the one request that goes first after a pause.
-*Stream*: what the exchange tells of a feed over a WebSocket; *line*: the streams that share a connection.
-*Live*: kept fresh by its stream; *catching up*: REST has to tell what its stream left out; *blind*: its
-stream says nothing, so that it is polled. *Proof*: to ask REST for the last candles of a live feed; *audit*:
-to compare a whole window with the exchange; *correction*: a closed candle that the exchange has otherwise.
+*Stream*: what the exchange sends of a feed over a WebSocket; *streamed*: come by it; *bundle*: the streams
+that share a connection.
+*Live*: kept fresh by its stream; *catching up*: REST is asked for what its stream left out; *polled*: kept
+fresh by REST, since its stream says nothing (the status' field is called ``blind``). *Proof*: to ask REST for
+the last candles of a live feed; *audit*: to compare a whole window with the exchange; *correction*: a closed
+candle that the exchange has otherwise.
 *Invalid*: a symbol unknown, halted or delisted. *Member*: one of several instances that share the pairs or
 a rate. *Lease*: for how long a member may send requests. *Clock offset*: local time minus exchange time.
 *Heartbeat*: the main loop's, each second.
 
-The module reads from top to bottom; chapters, and where they are tested (tests/test_….py):
+Three storeys, and imports go down only. ``tet_core`` has the rules: it knows no network, no Redis and no
+clock. ``tet_extras`` has a room for each capability: LIVE, members, the audit, the status, the web. This
+module has what everything rests on, and joins them; docs/design.md has the map. It reads from top to bottom;
+its chapters, and where they are tested (tests/…/test_….py):
 
-* units, keys, errors, logging; options and configuration (config, readme)
-* the pure core, which knows no network, no Redis and no clock: timeframes (timeframes), candles and
-  series (candles), the exchange's limits (limits), pairs, feeds and their schedule (policy, feeds,
-  wildcards), shares (members)
-* the edges: the clock and the gate (limits), Binance (faults, security), Redis (store, servers)
-* what joins them: the fetcher (service, faults), the writer (writer, writes), members (members, cluster),
-  the inbox and the workers (streams), live (streams, live), the audit (audit), the service, which opens with
-  its theory of operation (service, program), the status and what is served (monitoring, web, page)
-* what people start: --status, --health-check and --verify (monitoring, audit), the command line (program)
-
-What stands around it is in ``tet_extras``: front doors that are loaded only when a setting asks for them,
-and what every process needs. Nothing there decides which candle reaches Redis, or when.
+* exit codes, logging; options and configuration (service/config, project/readme)
+* what needs no network either: the exchange's limits (service/limits, core/pauses)
+* the edges: the gate (service/limits), Binance (service/faults, service/security), Redis (service/store,
+  service/instances, service/refusals, extras/servers)
+* what joins them: the fetcher (service/service, service/faults), the writer (service/writer, service/writes),
+  the service and how it is assembled (service/service, service/program), what is served (extras/monitoring,
+  extras/web, extras/page)
+* what people start: --status, --health-check and --verify (extras/monitoring, extras/audit), the command line
+  (service/program)
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__" and __spec__ is None:  # a script, not python -m: before all is imported for nothing
+    from tet_extras.script import run_imported
+
+    run_imported("tet_data_service", "main")
 
 import difflib
 import hashlib
@@ -88,62 +120,162 @@ import json
 import logging
 import math
 import os
-import queue
 import random
 import re
-import socket
+import secrets
 import sys
 import threading
 import time
-import zlib
-from array import array
-from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from enum import Enum
-from functools import lru_cache, partial
-from heapq import heappop, heappush
-from itertools import count, islice
-from operator import le, lt, sub
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlencode, urlsplit
 
 import click
 
-from tet_extras import addresses, figures, process
-from tet_extras.addresses import EMBEDDED, Refusal, without_password
-from tet_extras.figures import some_of
+from tet_core.candles import FIELDS, Answer, Candles, Fields, decode_json
+from tet_core.drafts import Draft, Drafts, compared
+from tet_core.errors import (
+    LOGGER,
+    BadReply,
+    ClaimedError,
+    ConfigError,
+    ExchangeError,
+    FullError,
+    PauseError,
+    RefusedError,
+    Stopped,
+    StoredValueError,
+    StoreError,
+    SymbolError,
+    TakenError,
+    TetError,
+    TransientError,
+    say,
+)
+from tet_core.exchange_info import ExchangeInfo, parse_exchange_info, parse_volumes
+from tet_core.feeds import Feed, Page
+from tet_core.freshness import Asked
+from tet_core.intervals import Interval
+from tet_core.klines import OddReply
+from tet_core.listeners import Listener, Listeners
+from tet_core.markets import MARKETS, account_of, budget_of
+from tet_core.odd_rows import APART_SECONDS, OddRows, Question
+from tet_core.pairs import (
+    Expansion,
+    Listing,
+    Pair,
+    expand_symbols,
+    is_wildcard,
+    meant_symbol,
+    resolve_symbols,
+)
+from tet_core.pauses import (
+    PAUSES,
+    http_date_ms,
+    pause_kind,
+    pause_reason,
+    pause_seconds,
+    read_refusal,
+)
+from tet_core.series import (
+    Series,
+    absorb,
+    corrections,
+    missing_opens,
+)
+from tet_core.sessions import ALWAYS_OPEN, Hours, parse_schedule
+from tet_core.shares import Selection, parse_selection
+from tet_core.snapshot import Snapshot
+from tet_core.stored import (
+    MARK_BITS,
+    Announcement,
+    Image,
+    Keys,
+    Patch,
+    Stored,
+    announce,
+    mark_of,
+    pause_key,
+    read_stored_value,
+)
+from tet_core.times import (
+    CLOCK_TOLERANCE_MS,
+    MAX_CLOCK_OFFSET_MS,
+    MINUTE_MS,
+    SECOND_MS,
+    TIMEFRAMES,
+    Timeframe,
+    iso_time,
+    parse_iso_time,
+)
+from tet_core.watchlist import Watchlist
+from tet_extras import addresses, export, figures, hints, output, process
+from tet_extras.addresses import EMBEDDED, Refusal, shown_address
+from tet_extras.audit import Audit, Verdict, verify_feed
+from tet_extras.bulletin import Bulletin
+from tet_extras.claims import Claim, values_of, writer_of
+from tet_extras.clock import Clock
+from tet_extras.counts import Counts, Progress
+from tet_extras.live import Live
+from tet_extras.losses import Losses, caution, needed_bytes
+from tet_extras.members import Membership
+from tet_extras.notices import Notices
 from tet_extras.options import (
     Option,
     Parsed,
     api_key,
-    is_wildcard,
+    is_path_at_fault,
     listed,
     member_name,
+    path,
     shard,
     symbol_names,
+    with_flags,
 )
-from tet_extras.remedies import with_remedy
+from tet_extras.outages import Outages
+from tet_extras.pipelines import Pipeline
+from tet_extras.places import market_conflicts, with_host
+from tet_extras.reload import Reload, in_force
+from tet_extras.remedies import as_store_error, rights_of, with_remedy
+from tet_extras.scripts import (
+    CLAIM_SCRIPT,
+    LOOK_SCRIPT,
+    MEMBER_SCRIPT,
+    PATCH_SCRIPT,
+    STAMP_SCRIPT,
+    WRITE_SCRIPT,
+    sha_of,
+)
 from tet_extras.settings_file import (
     Setting,
     SettingsFile,
+    UnreadableFileError,
+    check_again,
     find_config_file,
-    is_given,
-    read_credential,
+    pick,
+    quotes_taken_off,
     read_settings_file,
 )
+from tet_extras.status import Status
+from tet_extras.symbols import Symbols
+from tet_extras.updates import Updates
+from tet_extras.workers import BESIDE, Inbox, Workers
+from tet_extras.writes import Believed, Write, Writes
 
 if TYPE_CHECKING:  # each costs time and memory, which those who do not need it need not pay
     import httpx
 
-    from tet_extras.live import Message, Streams
+    from tet_extras.proxy.api import BinanceApi
     from tet_extras.report import Report
     from tet_extras.servers import Servers
+    from tet_extras.transport import Transport
+    from tet_extras.web.showing import Showing
 
 __version__ = "1.0.0"
 
@@ -152,243 +284,30 @@ Texts = Mapping[str, str]
 Params = Mapping[str, object]
 
 # ------------------------------------------------------------------------------
-# Units, keys and exit codes
+# Exit codes and logging
 # ------------------------------------------------------------------------------
 
-SECOND_MS = 1000
-MINUTE_MS = 60 * SECOND_MS
-HOUR_MS = 60 * MINUTE_MS
-DAY_MS = 24 * HOUR_MS
-
-STATUS_KEY = "tet:system:status"
-PAUSE_KEY = "tet:system:pause"
-HEALTH_KEY = "tet:system:health"
-MEMBERS_KEY = "tet:member:{tet}"  # all in one slot of a cluster, so that one script sees them all
-MEMBER_STATUS_KEY = "tet:status:{id}"
-UPLOAD_KEY = "tet:upload:{{{key}}}"  # in a cluster on the node of that key
-UPDATES_CHANNEL = "tet:updates"
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
-# ------------------------------------------------------------------------------
-# Errors
-#
-#   TetError
-#     ConfigError         the settings are wrong: say all of it, exit 2
-#     Stopped             a stop was asked for while waiting
-#     ExchangeError       Binance did not give what was asked
-#       TransientError    passing trouble: try again
-#         BadReply        ... the reply was damaged or impossible
-#         PauseError      ... and nothing may be sent for a while
-#       SymbolError       no such symbol: skip it, check hourly
-#       RefusedError      trying again will not help
-#     StoreError          Redis did not take or give what was asked: keep the data, try later
-#     StoredValueError    what Redis holds is no sound value of ours: fetch anew
-# ------------------------------------------------------------------------------
-
-
-class TetError(Exception):
-    """The root of all errors this program raises on purpose."""
-
-
-class ConfigError(TetError):
-    """The settings are wrong. ``problems`` has one line for each problem."""
-
-    def __init__(self, problems: Sequence[str], warnings: Sequence[str] = ()) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
-        self.warnings = tuple(warnings)
-
-
-class Stopped(TetError):
-    """A stop was asked for while a thread waited."""
-
-
-class ExchangeError(TetError):
-    """Binance did not give what was asked."""
-
-
-class TransientError(ExchangeError):
-    """Passing trouble on the way to Binance or at Binance: the same request may work later."""
-
-
-class BadReply(TransientError):
-    """The reply is damaged, or says what cannot be. Nothing of it is used."""
-
-
-class PauseError(TransientError):
-    """Rate limited, banned or refused by Binance; the request gate is paused already when this is raised."""
-
-
-class SymbolError(ExchangeError):
-    """Binance does not know the symbol (-1121)."""
-
-
-class RefusedError(ExchangeError):
-    """Binance refuses the request, and would again."""
-
-
-class StoreError(TetError):
-    """Redis cannot be reached, or refuses. The message ends with the remedy."""
-
-
-class TakenError(StoreError):
-    """A key of ours holds what another program has put there: nothing is written."""
-
-    def __init__(self, key: str, kind: str) -> None:
-        remedy = "rename or delete it, or choose another REDIS_DB"
-        super().__init__(f"Redis key {key} holds a {kind} of another program; {remedy}")
-
-
-class StoredValueError(TetError):
-    """What Redis holds under a key is not a sound value of this service and configuration."""
-
-
-# ------------------------------------------------------------------------------
-# Logging
-# ------------------------------------------------------------------------------
-
-LOGGER = "tet"
-
-
-def say(level: int, event: str, **facts: object) -> None:
-    """Log an event with its facts; how they look is the formatter's business."""
-    logging.getLogger(LOGGER).log(level, event, extra={"facts": facts})
-
-
 def start_logging(config: Config) -> None:
-    """Send the program's events to stderr, or to the log file, in the style asked for. Raises ConfigError."""
-    from tet_extras.logs import make_handler
+    """Send the program's events to stderr, or to the log file, in the style asked for.
+
+    Raises ConfigError where LOG_FILE is wrong, TetError where it cannot be opened for now.
+    """
+    from tet_extras.logs import apply, make_handler
 
     size, backups = config.log_max_mb, config.log_backups
     try:
         handler = make_handler(config.log_format, config.secrets, config.log_file, size, backups)
     except OSError as error:
-        raise ConfigError([f"LOG_FILE: {config.log_file}: {error.strerror}"]) from error
+        reason = f"LOG_FILE: {config.log_file}: {error.strerror}"
+        raise (ConfigError([reason]) if is_path_at_fault(error) else TetError(reason)) from error
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger(LOGGER).setLevel(config.log_level.upper())
-
-
-# ------------------------------------------------------------------------------
-# Times and timeframes (pure)
-# ------------------------------------------------------------------------------
-
-MEAN_MONTH_MS = 2_629_746 * SECOND_MS  # a twelfth of the mean Gregorian year
-
-
-@lru_cache(maxsize=512)
-def _iso_date(day: int) -> str:
-    return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
-
-
-def iso_time(at_ms: int) -> str:
-    """A time in ms since the epoch as RFC 3339 in UTC, whole seconds: ``2024-01-01T12:00:00Z``."""
-    day, second = divmod(at_ms // SECOND_MS, 86_400)
-    return f"{_iso_date(day)}T{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
-
-
-_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
-
-
-def parse_iso_time(text: object) -> int:
-    """The ms since the epoch of a time as `iso_time` writes it. Raises ValueError for anything else."""
-    if not isinstance(text, str):
-        raise ValueError(f"not a UTC time such as 2024-01-01T12:00:00Z: {text!r:.40}")
-    return _parse_iso_text(text)
-
-
-@lru_cache(maxsize=4096)
-def _parse_iso_text(text: str) -> int:
-    if not _ISO_TIME.fullmatch(text):
-        raise ValueError(f"not a UTC time such as 2024-01-01T12:00:00Z: {text!r:.40}")
-    return int(datetime.fromisoformat(text).timestamp()) * SECOND_MS
-
-
-@dataclass(frozen=True)
-class Timeframe:
-    """A candle length and its grid: which candle holds a moment, and where the next one opens.
-
-    ``name`` is Binance's, case-sensitive. ``step_ms`` is the length (the mean one for months) and
-    ``origin_ms`` where the grid is anchored: weeks begin on Monday. Candles are numbered along the
-    grid, so that counting works for months as for minutes.
-    """
-
-    name: str
-    step_ms: int
-    origin_ms: int = 0
-
-    @property
-    def monthly(self) -> bool:
-        """Whether candles are calendar months, which have no common step."""
-        return self.name == "1M"
-
-    def number(self, at_ms: int) -> int:
-        """The number of the candle that holds the moment."""
-        if self.monthly:
-            moment = datetime.fromtimestamp(at_ms // SECOND_MS, UTC)
-            return moment.year * 12 + moment.month - 1
-        return (at_ms - self.origin_ms) // self.step_ms
-
-    def open_of(self, number: int) -> int:
-        """The open time, in ms, of the candle with that number."""
-        if self.monthly:
-            year, month = divmod(number, 12)
-            return int(datetime(year, month + 1, 1, tzinfo=UTC).timestamp()) * SECOND_MS
-        return self.origin_ms + number * self.step_ms
-
-    def floor(self, at_ms: int) -> int:
-        """The open time of the candle that holds the moment."""
-        return self.open_of(self.number(at_ms))
-
-    def shift(self, open_ms: int, steps: int) -> int:
-        """The open time of the candle that many steps later (earlier when negative)."""
-        return self.open_of(self.number(open_ms) + steps)
-
-    def close_of(self, open_ms: int) -> int:
-        """The end, exclusive, of the candle that opens then: the open time of its successor."""
-        return self.shift(open_ms, 1)
-
-    def opens_at(self, opens_ms: Sequence[int]) -> bool:
-        """Whether candles open at all of these times. The steps between them are few different ones."""
-        if self.monthly:
-            return all(self.floor(open_ms) == open_ms for open_ms in opens_ms)
-        steps = {opens_ms[0] - self.origin_ms, *map(sub, opens_ms[1:], opens_ms)}
-        return not any(step % self.step_ms for step in steps)
-
-    def closes_at(self, opens_ms: Sequence[int], closes_ms: Sequence[int]) -> bool:
-        """Whether candles that open then have these close times, Binance's: their last ms."""
-        if self.monthly:
-            return list(map(self.close_of, opens_ms)) == [close_ms + 1 for close_ms in closes_ms]
-        return set(map(sub, closes_ms, opens_ms)) == {self.step_ms - 1}
-
-    def count(self, first_ms: int, last_ms: int) -> int:
-        """How many candles open from the one at ``first_ms`` to the one at ``last_ms``, both included."""
-        return self.number(last_ms) - self.number(first_ms) + 1
-
-    def opens(self, first_ms: int, last_ms: int) -> Iterator[int]:
-        """The open times from ``first_ms`` to ``last_ms``, both included."""
-        return map(self.open_of, range(self.number(first_ms), self.number(last_ms) + 1))
-
-    def candles_in_days(self, days: int) -> int:
-        """N: how many candles hold that many days, rounded up, at least 1."""
-        return max(1, -(-days * DAY_MS // self.step_ms))
-
-
-#: Every interval of Binance. The epoch was a Thursday: its first Monday came four days later.
-TIMEFRAMES = {
-    timeframe.name: timeframe
-    for timeframe in (
-        Timeframe("1s", SECOND_MS),
-        *(Timeframe(f"{n}m", n * MINUTE_MS) for n in (1, 3, 5, 15, 30)),
-        *(Timeframe(f"{n}h", n * HOUR_MS) for n in (1, 2, 4, 6, 8, 12)),
-        *(Timeframe(f"{n}d", n * DAY_MS) for n in (1, 3)),
-        Timeframe("1w", 7 * DAY_MS, origin_ms=4 * DAY_MS),
-        Timeframe("1M", MEAN_MONTH_MS),
-    )
-}
+    apply(config.log_level, config.secrets)
 
 
 # ------------------------------------------------------------------------------
@@ -413,9 +332,10 @@ def _timeframes(text: str) -> tuple[Timeframe, ...]:
     return tuple(TIMEFRAMES[name] for name in names)
 
 
+MOST_CONCURRENT = 100  # of CONCURRENT_REQUESTS
 WHOLE, NUMBER, BOOL = click.IntRange, click.FloatRange, click.BOOL
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
-TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", str)
+TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", path)
 KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 STREAM_URL = Parsed("URL", "a ws or wss address", addresses.stream_url)
@@ -425,7 +345,8 @@ REDIS = Parsed(
 REDIS_MODES = click.Choice(("single", "cluster", "sentinel"), case_sensitive=False)
 PAIRS = Parsed("PAIRS", "pairs such as BTC/USDT,ETH/USDT", symbol_names)
 FRAMES = Parsed("TIMEFRAMES", f"one or several of {' '.join(TIMEFRAMES)}", _timeframes)
-MARKET_NAME = click.Choice(("spot", "usdm"), case_sensitive=False)
+MARKET_NAME = click.Choice(tuple(MARKETS), case_sensitive=False)
+FORM = click.Choice(tuple(FIELDS), case_sensitive=False)
 LEVEL = click.Choice(("debug", "info", "warning", "error"), case_sensitive=False)
 STYLE = click.Choice(("text", "json"), case_sensitive=False)
 NAME = Parsed("NAME", "letters, digits, _, . and -, at most 64", member_name)
@@ -440,13 +361,19 @@ OPTIONS = (
     Option("PUBLIC_DATA", "--public", "false", BOOL, "Run without keys: candles are public."),
     Option("BINANCE_BASE_URL", "--base-url", None, URL,
            "The exchange's address; by default that of the market, with --public that of public data."),
-    Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME, "spot, or usdm: USD-M futures."),
+    Option("BINANCE_MARKET", "--market", "spot", MARKET_NAME,
+           "spot; usdm or coinm: USD-M or COIN-M futures; us: Binance.US."),
+    Option("BINANCE_TESTNET", "--testnet", "false", BOOL, "Use the market's testnet, whose prices are play."),
+    Option("BINANCE_DEMO_MODE", "--demo-mode", "false", BOOL,
+           "Use the exchange's demo trading; for a simulated exchange on this machine, see --demo."),
     Option("LIVE", "--live", "false", BOOL,
            "Listen to the exchange's streams: closes within a second, proven by REST."),
     Option("BINANCE_STREAM_URL", "--stream-url", None, STREAM_URL,
            "The address of the streams; by default that of the market, with --public that of public data."),
     Option("LIVE_WRITE_SECONDS", None, "5", NUMBER(0, 3600),
            "Seconds between two writes of a forming candle with LIVE; 0 is at every change."),
+    Option("PROOF_WEIGHT_SHARE", None, "0.1", NUMBER(0, 0.5),
+           "Share of the exchange's limit of weight for proving closes of streams by REST within a minute."),
     Option("AUDIT_HOURS", None, "24", NUMBER(0, 8760),
            "Hours in which the whole window of each pair is compared with the exchange; 0 is off."),
     Option("REDIS_ADDR", "--redis", "localhost:6379", REDIS,
@@ -460,10 +387,12 @@ OPTIONS = (
     Option("DATA_DIR", "--data-dir", None, PATH,
            "Where the embedded server keeps its data; by default the user's data folder."),
     Option("REDIS_DB", "--redis-db", "1", WHOLE(0, 9999), "Redis database."),
+    Option("REDIS_PREFIX", "--redis-prefix", "tet", NAME,
+           "What all keys and the channel begin with, so that two markets can share a database."),
     Option("UPDATE_INTERVAL", "--interval", "180", SECONDS_OF_DAY,
            "Seconds between updates; a close of a candle brings one earlier."),
-    Option("CONCURRENT_REQUESTS", "--concurrent", "12", WHOLE(1, 100),
-           "Requests in flight at once, at most."),
+    Option("CONCURRENT_REQUESTS", "--concurrent", "12", WHOLE(1, MOST_CONCURRENT),
+           "Updates whose requests are in flight at once, at most."),
     Option("MAX_DATA_AGE", "--max-age", "540", SECONDS_OF_DAY,
            "Seconds after which data counts as stale; the interval never grows beyond it."),
     Option("API_REQUESTS_PER_SEC", "--requests-per-sec", "15", NUMBER(0.01, 100),
@@ -484,6 +413,8 @@ OPTIONS = (
     Option("BATCH_SIZE", None, "15", WHOLE(1, 1000),
            "Updates in progress at once, at most; the smaller of this and CONCURRENT_REQUESTS counts."),
     Option("CLOSED_ONLY", "--closed-only", "false", BOOL, "Leave the forming candle out."),
+    Option("FIELDS", "--fields", "ohlcv", FORM,
+           "ohlcv, or all: quote volume, number of trades and what takers bought, too."),
     Option("KLINE_TTL", None, "86400", SECONDS_OF_YEAR, "Seconds until the candles expire."),
     Option("TIMESTAMP_TTL", None, "7200", SECONDS_OF_YEAR, "Seconds until an update time expires."),
     Option("STATUS_TTL", None, "7200", SECONDS_OF_YEAR, "Seconds until the status expires."),
@@ -509,6 +440,12 @@ OPTIONS = (
            "Serve the page, /api, /health and /metrics (Prometheus) there; off by default."),
     Option("HTTP_TOKEN", None, None, KEY,
            "What the page, /api and /metrics ask for; no flag, since flags show in ps.", secret=True),
+    Option("BINANCE_PROXY", "--proxy", "false", BOOL,
+           "Serve the exchange's own public REST paths at HTTP_ADDR, for bots that are given its address."),
+    Option("PROXY_WEIGHT_SHARE", None, "0.5", NUMBER(0, 0.8),
+           "Share of the exchange's limit of weight that bots may use together."),
+    Option("WATCH_CONFIG", "--watch-config", "false", BOOL,
+           "Read the settings again when the config file has changed; SIGHUP does that in any case."),
     Option("METRICS_PER_SYMBOL", None, "false", BOOL, "Let /metrics have the data's age for each symbol."),
 )  # fmt: skip
 
@@ -522,9 +459,12 @@ class Config:
     public_data: bool
     binance_base_url: str
     binance_market: str
+    binance_testnet: bool
+    binance_demo_mode: bool
     live: bool
     binance_stream_url: str
     live_write_seconds: float
+    proof_weight_share: float
     audit_hours: float
     redis_addr: str
     redis_mode: str
@@ -533,6 +473,7 @@ class Config:
     redis_password: str | None
     data_dir: str | None
     redis_db: int
+    redis_prefix: str
     update_interval: int
     concurrent_requests: int
     max_data_age: int
@@ -547,6 +488,7 @@ class Config:
     incremental_candles: int
     batch_size: int
     closed_only: bool
+    fields: str
     kline_ttl: int
     timestamp_ttl: int
     status_ttl: int
@@ -565,6 +507,9 @@ class Config:
     log_backups: int
     http_addr: tuple[str, int] | None
     http_token: str | None
+    binance_proxy: bool
+    proxy_weight_share: float
+    watch_config: bool
     metrics_per_symbol: bool
 
     @property
@@ -585,7 +530,12 @@ class Config:
     @property
     def takes_part(self) -> bool:
         """Whether this instance is a member among others, with whom it shares pairs, a rate, or both."""
-        return bool(self.group or self.shard or self.egress)
+        return bool(self.group or self.shard) or self.egress is not None
+
+    @property
+    def kept_fields(self) -> Fields:
+        """The fields of a candle that are kept."""
+        return FIELDS[self.fields]
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -616,77 +566,30 @@ def resolve_config(flags: Texts, environment: Texts, config_file: Path | None) -
     """
     from_file, problems, warnings = SettingsFile({}, [], [])
     if config_file is not None:
-        from_file, problems, warnings = _read_config_file(config_file)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for option in OPTIONS:
-        setting = _pick(option, flags, environment, from_file)
-        origins[option.name] = setting.origin if setting else "default"
         try:
-            values[option.name.lower()] = option.parse(setting.text) if setting else None
+            from_file, problems, warnings = read_settings_file(config_file, OPTIONS)
+        except UnreadableFileError as error:  # what it would have said is not missing
+            raise ConfigError([str(error)]) from error
+    values: dict[str, Any] = {}
+    given: dict[str, Setting] = {}
+    for option in OPTIONS:
+        setting = pick(option, flags, environment, from_file) or Setting("", "default")
+        given[option.name] = setting
+        try:
+            values[option.name.lower()] = option.parse(setting.text) if setting.text else None
         except ValueError as error:
-            problems.append(_problem(option, setting, error))
+            problems.append(option.problem(setting.text, setting.origin, error))
+    origins = {name: setting.origin for name, setting in given.items()}
+    warnings += quotes_taken_off(given)
+    known = {name for name, origin in origins.items() if origin != "default"}
+    warnings += hints.in_environment(environment, known, public=values.get("public_data") is True)
     if not problems:
-        values["binance_base_url"] = values["binance_base_url"] or _default_base_url(values)
-        values["binance_stream_url"] = values["binance_stream_url"] or _default_stream_url(values)
+        with_host(values)
     problems += _conflicts(values, origins)
     if problems:
         raise ConfigError(problems, warnings)
     config = Config(**values)
     return Resolved(config, origins, (*warnings, *_cautions(config, origins)))
-
-
-def _read_config_file(path: Path) -> SettingsFile:
-    """What the file says. When it cannot be read, what it would have said is not missing: ConfigError."""
-    secrets = [option.name for option in OPTIONS if option.secret]
-    try:
-        return read_settings_file(path, [option.name for option in OPTIONS], secrets)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError([f"--config {path}: cannot be read: {reason}"]) from error
-
-
-def _pick(
-    option: Option, flags: Texts, environment: Texts, from_file: Mapping[str, Setting]
-) -> Setting | None:
-    candidates = (
-        Setting(flags.get(option.name) or "", f"flag {option.flag}"),
-        Setting(environment.get(option.name) or "", "environment"),
-        Setting(read_credential(option.name, environment) if option.secret else "", "CREDENTIALS_DIRECTORY"),
-        from_file.get(option.name) or Setting("", ""),
-        Setting(option.default or "", "default"),
-    )
-    for setting in candidates:
-        text = setting.text.strip()
-        if is_given(text) if option.secret else text:
-            return Setting(text, setting.origin)
-    return None
-
-
-def _problem(option: Option, setting: Setting | None, error: ValueError) -> str:
-    origin, text = (setting.origin, setting.text) if setting else ("default", "")
-    text = text if option.type is PAIRS else without_password(text)  # which takes @top for a host
-    found = "a value that cannot be shown" if option.secret else repr(text)
-    note = f" ({error})" if isinstance(error, Refusal) else ""
-    return f"{option.name} ({origin}): found {found}{note}; allowed: {option.allowed}"
-
-
-def _default_base_url(values: Mapping[str, Any]) -> str:
-    if values["binance_market"] == "usdm":
-        return "https://fapi.binance.com"
-    return "https://data-api.binance.vision" if values["public_data"] else "https://api.binance.com"
-
-
-def _default_stream_url(values: Mapping[str, Any]) -> str:
-    """The streams of the market; empty where BINANCE_BASE_URL is not Binance's, whose streams are unknown.
-
-    USD-M klines come by ``/market`` alone: the bare address acknowledges them and stays silent.
-    """
-    if not addresses.is_within(values["binance_base_url"], ("binance.com", "binance.vision")):
-        return ""
-    if values["binance_market"] == "usdm":
-        return "wss://fstream.binance.com/market"
-    return "wss://data-stream.binance.vision" if values["public_data"] else "wss://stream.binance.com:9443"
 
 
 def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
@@ -699,8 +602,9 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
         base_url = values.get("binance_base_url")
         if base_url and values.get("binance_api_key") and not addresses.is_private(base_url):
             problems.append(
-                f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {base_url!r}; allowed: https, "
-                "since keys would travel in the clear (plain http to this machine only, or with --public)"
+                f"BINANCE_BASE_URL ({origins['BINANCE_BASE_URL']}): found {shown_address(base_url)!r}; "
+                "allowed: https, since keys would travel in the clear (plain http to this machine only, "
+                "or with --public)"
             )
     if values.get("live") and values.get("binance_stream_url") == "":
         problems.append(
@@ -711,9 +615,10 @@ def _conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[st
         problems.append(
             f"SHARD ({origins['SHARD']}): allowed without GROUP only, which divides the pairs itself"
         )
-    timeframes = values.get("timeframe") or ()
-    if values.get("binance_market") == "usdm" and any(t.name == "1s" for t in timeframes):
-        problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with usdm: from 1m up")
+    problems += market_conflicts(values, origins)
+    timeframes, market = values.get("timeframe") or (), values.get("binance_market") or "spot"
+    if MARKETS[market].is_futures and any(t.name == "1s" for t in timeframes):
+        problems.append(f"TIMEFRAME ({origins['TIMEFRAME']}): found '1s'; allowed with {market}: from 1m up")
     for timeframe in timeframes:
         if values.get("data_days") and timeframe.candles_in_days(values["data_days"]) > MAX_CANDLES:
             problems.append(
@@ -729,10 +634,11 @@ def _store_conflicts(values: Mapping[str, Any], origins: Mapping[str, str]) -> I
     if not mode or not address or database is None:
         return
     nodes, found = addresses.redis_nodes(address), f"REDIS_ADDR ({origins['REDIS_ADDR']}): found "
+    allowed = f"allowed with REDIS_MODE={mode}: host:port, a redis:// or rediss:// URL"
     if mode == "single" and len(nodes) > 1:
         yield f"{found}{len(nodes)} nodes; allowed with REDIS_MODE=single: one; cluster or sentinel?"
     if mode != "single" and urlsplit(nodes[0]).scheme not in ("redis", "rediss"):
-        yield f"{found}{address!r}; allowed with REDIS_MODE={mode}: host:port, a redis:// or rediss:// URL"
+        yield f"{found}{shown_address(address)!r}; {allowed}"
         return
     if mode == "sentinel" and not values.get("redis_sentinel_master"):
         yield "REDIS_SENTINEL_MASTER: missing; set it to the name by which the sentinels know the master"
@@ -752,6 +658,8 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
     ]
     if origins["REDIS_ADDR"].startswith("flag") and "@" in config.redis_addr:
         cautions.append("--redis shows its password in the process list; REDIS_PASSWORD is safer")
+    if config.binance_proxy and not config.http_addr:
+        cautions.append("BINANCE_PROXY does nothing without HTTP_ADDR, where it serves the exchange's paths")
     if config.update_interval > config.max_data_age:
         cautions.append(
             f"UPDATE_INTERVAL {config.update_interval} s is above MAX_DATA_AGE {config.max_data_age} s, "
@@ -771,9 +679,9 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
 
 def shown(name: str, config: Config) -> str:
     """The setting as text fit for a log or a screen: secrets masked, lists joined."""
-    value = getattr(config, name.lower())
-    if any(option.name == name and option.secret for option in OPTIONS):
-        return "not set" if value is None else "***"
+    value, option = getattr(config, name.lower()), next(each for each in OPTIONS if each.name == name)
+    if value is None:
+        return "not set"
     if name == "HTTP_ADDR" and value:
         return addresses.host_and_port(*value)
     if name == "SHARD" and value:
@@ -784,535 +692,21 @@ def shown(name: str, config: Config) -> str:
         return ",".join(value)
     if isinstance(value, bool):
         return str(value).lower()
-    return "not set" if value is None else without_password(str(value))
-
-
-# ------------------------------------------------------------------------------
-# Candles (pure): from what Binance sends to what is stored
-# ------------------------------------------------------------------------------
-
-#: Checked candles, oldest first: the open time in ms, and the entry in ``ohlcv_data``. That is written as
-#: it stands in the stored value, quotes escaped, because it goes into a JSON string there:
-#: ``\"2024-01-01T12:00:00Z\":{\"open\":\"108150\",...}``.
-Candles = dict[int, str]
-
-
-def newest_of(candles: Candles) -> int:
-    """The open time of the newest of candles, one or more."""
-    return next(reversed(candles))
-
-
-# A row is checked, cut and trimmed in one pass: a third of the work of decoding JSON and looking at each
-# value. What does not fit is one more row, whose groups are empty, of all that is left. Characters are
-# repeated possessively, so that nothing is tried over and over; groups are not, since Python before 3.11.5
-# gets that wrong (CPython issue 106052).
-_TIME = "[1-9][0-9]{0,13}+"
-_WHOLE = "(?:0|[1-9][0-9]{0,29}+)"
-#: A decimal as Binance sends it; its group leaves out the zeros at the end, which mean nothing.
-_SENT = rf'"({_WHOLE}(?:\.(?=[0-9]{{1,30}}+")(?:0*+[1-9]++)+|(?=(?:\.0{{1,30}}+)?")))[.0]*+"'
-#: A decimal as it is stored.
-_KEPT = rf'"({_WHOLE}(?:\.(?=[0-9]{{1,30}}+")(?:0*+[1-9]++)+)?)"'
-_UNREAD = '"[0-9.]++",(?:0|[1-9][0-9]*+),"[0-9.]++","[0-9.]++","[0-9.]++"'
-SENT_ROW = re.compile(
-    rf"\[({_TIME}),{_SENT},{_SENT},{_SENT},{_SENT},{_SENT},({_TIME}),{_UNREAD}\](?:,(?=\[)|\]\Z)|(?s:.+)"
-)
-KEPT_ROW = re.compile(
-    rf'"([0-9TZ:-]{{20}})":{{"open":{_KEPT},"high":{_KEPT},"low":{_KEPT},"close":{_KEPT},"volume":{_KEPT}}}'
-    r'(?:,(?=")|}\Z)|(?s:.+)'
-)
-
-Rows = Sequence[tuple[str, ...]]
-
-
-def find_rows(row: re.Pattern[str], opening: str, text: str) -> Rows:
-    """Cut a text into its rows. Raises ValueError unless it consists of them, one or more."""
-    rows = row.findall(text, 1) if text.startswith(opening) else []
-    if rows and rows[-1][0]:
-        return rows
-    left = next((match[0] for match in row.finditer(text, 1) if not match[1]), text)
-    raise ValueError(f"not a candle: {left:.100}")
-
-
-def make_candles(opens_ms: Sequence[int], times: Iterable[str], ohlcv: Sequence[Sequence[str]]) -> Candles:
-    """Make candles, one or more, of their open times, these as texts, and five columns of decimals.
-
-    Raises ValueError unless prices are > 0, low <= open and close <= high; its text shows the first candle.
-    Prices are compared as floats, which is safe, since rounding never turns an order around; they stay text.
-    """
-    first, highest, lowest, last = (list(map(float, column)) for column in ohlcv[:4])
-    bounds = ((lowest, first), (first, highest), (lowest, last), (last, highest))
-    if "0" in ohlcv[2] or not all(all(map(le, lower, upper)) for lower, upper in bounds):
-        shown = [column[0] for column in ohlcv[:4]]
-        raise ValueError(f"impossible prices: open, high, low, close are {shown}")
-    entries = [
-        rf"\"{at}\":{{\"open\":\"{first}\",\"high\":\"{highest}\",\"low\":\"{lowest}\","
-        rf"\"close\":\"{last}\",\"volume\":\"{volume}\"}}"
-        for at, first, highest, lowest, last, volume in zip(times, *ohlcv, strict=True)
-    ]
-    return dict(zip(opens_ms, entries, strict=True))
-
-
-def entry_volume(entry: str) -> float:
-    """The volume in a candle's entry, for comparing two states of one forming candle."""
-    return float(entry[entry.rindex(':\\"') + 3 : entry.rindex('\\"')])
-
-
-def decode_json(body: bytes | str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Decode JSON from outside. Raises ValueError for whatever is not strict JSON."""
-    try:
-        return json.loads(body, object_hook=object_hook, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def parse_klines(body: bytes, timeframe: Timeframe, first_ms: int, last_ms: int, limit: int) -> Candles:
-    """Check a klines reply as a whole and return its candles.
-
-    ``first_ms`` and ``last_ms`` are the open times that may be in it, ``limit`` the most rows. The
-    rows' layout is Binance's (open time, open, high, low, close, volume, close time, and five more).
-    Raises BadReply when anything in it is not as it must be: one bad row rejects the whole reply.
-    """
-    try:
-        rows = _sent_rows(body.decode())
-        if len(rows) > limit:
-            raise ValueError(f"more than {limit} rows")
-        try:
-            return _check_rows(rows, timeframe, first_ms, last_ms)
-        except ValueError:
-            for row in rows:  # the wrong one says what is wrong
-                _check_rows([row], timeframe, first_ms, last_ms)
-            raise
-    except (ValueError, RecursionError) as error:
-        raise BadReply(f"the klines reply is damaged: {error}") from error
-
-
-def parse_stream_row(message: Message, timeframe: Timeframe, last_ms: int) -> Candles:
-    """Check the candle of a stream's message as one of REST: it is made a row of klines.
-
-    Raises BadReply, as well for a candle told as closed that has not ended before ``last_ms``.
-    """
-    if not all(type(text) is str for text in message.row[1:6]):
-        raise BadReply("prices and volume have to be texts")
-    row = '[[{},"{}","{}","{}","{}","{}",{},"0",0,"0","0","0"]]'.format(*message.row)
-    candles = parse_klines(row.encode(errors="replace"), timeframe, 0, last_ms, 1)
-    if message.closed and timeframe.close_of(newest_of(candles)) > last_ms:
-        raise BadReply("a candle that has not ended is told as closed")
-    return candles
-
-
-def _sent_rows(text: str) -> Rows:
-    """The rows of a reply; written otherwise than by Binance, with spaces or more fields, they count too."""
-    with suppress(ValueError):
-        return find_rows(SENT_ROW, "[", text)
-    rows, unread = decode_json(text), ("0", 0, "0", "0", "0")
-    fields = 7 + len(unread)
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) >= fields for row in rows):
-        raise ValueError("not a list of klines")
-    plain = json.dumps([[*row[:7], *unread] for row in rows], separators=(",", ":"))
-    return find_rows(SENT_ROW, "[", plain) if rows else []
-
-
-def _check_rows(rows: Rows, timeframe: Timeframe, first_ms: int, last_ms: int) -> Candles:
-    """Check rows by columns, less work than one by one; the text of a ValueError shows the first row."""
-    if not rows:
-        return {}
-    opens, *ohlcv, closes = zip(*rows, strict=True)
-    opens_ms, times = _row_times(timeframe, opens, closes)
-    if opens_ms[0] < first_ms or opens_ms[-1] > last_ms:
-        raise ValueError(f"candle outside the requested range, at {opens_ms[0]}")
-    return make_candles(opens_ms, times, ohlcv)
-
-
-@lru_cache(maxsize=4)  # the pairs' pages begin and end at the same times
-def _row_times(
-    timeframe: Timeframe, opens: tuple[str, ...], closes: tuple[str, ...]
-) -> tuple[Sequence[int], Sequence[str]]:
-    """The open times of rows, in ms and as they are kept; close times are Binance's: a candle's last ms."""
-    opens_ms, closes_ms = list(map(int, opens)), list(map(int, closes))
-    _check_opens(timeframe, opens_ms)
-    if not timeframe.closes_at(opens_ms, closes_ms):
-        raise ValueError(f"no candle of {timeframe.name}: {opens_ms[0]} to {closes_ms[0]}")
-    return opens_ms, list(map(iso_time, opens_ms))
-
-
-def _check_opens(timeframe: Timeframe, opens_ms: Sequence[int]) -> None:
-    if not timeframe.opens_at(opens_ms):
-        raise ValueError(f"off the {timeframe.name} grid, such as {iso_time(opens_ms[0])}")
-    if not all(map(lt, opens_ms, opens_ms[1:])):
-        raise ValueError("candles out of order")
-
-
-# ------------------------------------------------------------------------------
-# The series (pure): the candles of one pair and timeframe, and the value they are stored as
-# ------------------------------------------------------------------------------
-
-#: A reply from later than this after a close cannot be a lagging one any more.
-MAX_LAG_MS = 15 * SECOND_MS
-#: How every stored value begins; its candles follow.
-FRONT = b'{"ohlcv_data":"{'
-MAX_FILLING = 32  # blanks that a patched value may end in
-WHOLE_AGAIN_MS = HOUR_MS  # that heals what no comparison of its end shows
-PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others are compared as one
-
-
-@dataclass(frozen=True)
-class Series:
-    """The candles of one pair and timeframe, kept as the bytes that the stored value is spliced from.
-
-    Immutable: a change makes a new series, at the cost of the candles that changed. Where only the newest
-    did, as it does while it forms, all else is shared; else the bytes are copied. Invariants: ``opens`` (ms)
-    ascend strictly on the grid; ``body`` is the entries of all candles but the newest, joined by commas, and
-    ``lengths`` their lengths; ``newest`` is the entry of the newest, and ``newest_is_closed`` says that it is
-    closed for certain. All older ones are closed: each has a successor.
-    """
-
-    timeframe: Timeframe
-    opens: array[int] = field(default_factory=lambda: array("q"))
-    lengths: array[int] = field(default_factory=lambda: array("H"))
-    body: bytes = b""
-    newest: bytes = b""
-    newest_is_closed: bool = False
-
-    def __len__(self) -> int:
-        return len(self.opens)
-
-    @property
-    def closed_end_ms(self) -> int:
-        """The end, exclusive, of the newest closed candle; where there is none, the oldest open time."""
-        newest_ms = self.opens[-1]
-        if self.newest_is_closed:
-            return self.timeframe.close_of(newest_ms)
-        return self.timeframe.close_of(self.opens[-2]) if len(self) > 1 else newest_ms
-
-    def stored_count(self, closed_only: bool) -> int:
-        """How many of the candles may be stored: all, or those that are closed."""
-        return self.index(self.closed_end_ms) if closed_only else len(self)
-
-    def index(self, open_ms: int) -> int:
-        """Where the candle that opens then stands, or would stand."""
-        return bisect_left(self.opens, open_ms)
-
-    def entry(self, index: int) -> str:
-        """The entry of one candle."""
-        if index == len(self) - 1:
-            return self.newest.decode()
-        start = self.position(index)
-        return self.body[start : start + self.lengths[index]].decode()
-
-    def position(self, index: int) -> int:
-        """Where in ``body`` the entry begins, added up from the nearer end; past it for the newest."""
-        count = len(self.lengths)
-        if index > count // 2:
-            return len(self.body) + 1 - sum(self.lengths[index:]) - (count - index)
-        return sum(self.lengths[:index]) + index
-
-    def joined(self, start: int, end: int) -> bytes:
-        """The entries from index ``start`` to ``end``, exclusive, joined by commas."""
-        last = len(self) - 1
-        if start == 0 and end == last:
-            return self.body
-        older = self.body[self.position(start) : self.position(min(end, last)) - 1] if start < last else b""
-        if start >= end or end <= last:
-            return older
-        return b",".join((older, self.newest)) if older else self.newest
-
-    def merge(self, candles: Candles, newest_is_closed: bool, keep: int) -> Series:
-        """Lay fresh candles over these and keep ``keep`` steps of the grid and the forming candle.
-
-        So the window is full with and without the forming one. Candles that only this series has
-        stay: the exchange never takes one back.
-        """
-        cut = self.index(next(iter(candles)))
-        if cut < len(self):
-            held = {self.opens[i]: self.entry(i) for i in range(cut, len(self))}
-            candles = dict(sorted((held | candles).items()))
-            for open_ms in self.opens[cut:-1]:  # what does not change is not copied
-                if next(iter(candles)) != open_ms or candles[open_ms] != held[open_ms]:
-                    break
-                del candles[open_ms]
-                cut += 1
-        opens = self.opens[:cut] + array("q", candles)
-        newest_ms = opens[-1]
-        window_end = newest_ms if newest_is_closed else self.timeframe.shift(newest_ms, -1)
-        drop = bisect_left(opens, self.timeframe.shift(window_end, 1 - keep))
-        *older, newest = candles.values()
-        if not older and not drop and cut == len(self) - 1:
-            return replace(self, newest=newest.encode(), newest_is_closed=newest_is_closed)
-        kept = self.joined(drop, cut) if drop < cut else b""
-        fresh = ",".join(islice(older, max(0, drop - cut), None)).encode()
-        lengths = self.lengths[:cut]
-        if cut == len(self) > 0:
-            lengths.append(len(self.newest))
-        lengths.extend(map(len, older))
-        body = b",".join((kept, fresh)) if kept and fresh else kept or fresh
-        return Series(self.timeframe, opens[drop:], lengths[drop:], body, newest.encode(), newest_is_closed)
-
-
-def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series:
-    """Lay a reply, asked for at ``asked_ms`` (exchange time), over what is held.
-
-    For some seconds after a close Binance's REST servers may answer with the old, unfinished candle.
-    So the newest candle of a reply is closed only when the reply was asked for too long after the
-    close to be a lagging one and repeats what is held. And an answer older than what is held does
-    not undo it: candles only get newer, and the volume of a forming candle only grows.
-    """
-    if not candles:
-        return series
-    newest_ms, held_ms = newest_of(candles), series.opens[-1] if series else 0
-    if newest_ms < held_ms:
-        # All but its newest have a successor in it and are closed; of the newest we hold a better state.
-        older = {open_ms: entry for open_ms, entry in candles.items() if open_ms < newest_ms}
-        return series.merge(older, series.newest_is_closed, keep) if older else series
-    is_closed = False
-    if newest_ms == held_ms:
-        newest, held = candles[newest_ms], series.entry(len(series) - 1)
-        is_closed = series.newest_is_closed
-        if asked_ms >= series.timeframe.close_of(held_ms) + MAX_LAG_MS:
-            is_closed = is_closed or newest == held
-        elif entry_volume(newest) < entry_volume(held):
-            candles = candles | {held_ms: held}
-    return series.merge(candles, is_closed, keep)
-
-
-def follow(series: Series, candles: Candles, is_closed: bool, keep: int) -> Series | None:
-    """Lay a stream's candle over a series that it continues without a gap.
-
-    ``candles`` has one, ``is_closed`` says that the exchange has told it as final. Returns the series as it
-    was where the candle tells nothing new, and None where REST has to tell: a gap, a predecessor that was
-    not told as final, an older candle, or a contradiction to what is final. Never backwards: the volume of
-    a forming candle only grows.
-    """
-    (open_ms, entry), *_ = candles.items()
-    newest_ms, timeframe = series.opens[-1], series.timeframe
-    if open_ms > newest_ms:
-        continues = series.newest_is_closed and open_ms == timeframe.close_of(newest_ms)
-        return series.merge(candles, is_closed, keep) if continues else None
-    index = series.index(open_ms)
-    if series.opens[index] != open_ms:
-        return None
-    held = series.entry(index)
-    grown = entry_volume(entry) - entry_volume(held)
-    if open_ms < newest_ms or series.newest_is_closed:
-        is_old_news = entry == held or (grown <= 0 and not is_closed)
-        return series if is_old_news else None
-    if grown < 0:
-        return None if is_closed else series
-    return series.merge(candles, is_closed, keep) if is_closed or entry != held else series
-
-
-def is_lagging(series: Series, now_ms: int) -> bool:
-    """Whether the newest candle has ended and is not known to be closed: it is to be asked for again."""
-    return not series.newest_is_closed and now_ms >= series.timeframe.close_of(series.opens[-1])
-
-
-class Correction(NamedTuple):
-    """A closed candle that the exchange has otherwise than it is held: both entries, empty for none."""
-
-    open_ms: int
-    held: str
-    sent: str
-
-
-def corrections(series: Series, answer: Answer) -> list[Correction]:
-    """Where a reply has another value for a candle held as closed; its own newest may be unfinished."""
-    if not series or not answer.candles:
-        return []
-    candles, timeframe = answer.candles, series.timeframe
-    newest_ms = newest_of(candles)
-    is_final = answer.asked_ms >= timeframe.close_of(newest_ms) + MAX_LAG_MS
-    closed = series.opens[series.index(next(iter(candles))) : series.stored_count(closed_only=True)]
-    found = (Correction(at, series.entry(series.index(at)), candles[at]) for at in closed if at in candles)
-    return [each for each in found if each.held != each.sent and (is_final or each.open_ms < newest_ms)]
-
-
-def missing_opens(series: Series, candles: Candles, first_ms: int) -> list[int]:
-    """Open times that a reply, asked for from ``first_ms``, leaves out for the first time.
-
-    A candle missing before the newest of the series was asked for twice already: the exchange has none.
-    """
-    timeframe = series.timeframe
-    if not candles or len(candles) == timeframe.count(first_ms, newest_of(candles)):
-        return []
-    known = range(0)
-    if series:
-        end = timeframe.number(series.opens[-1]) + series.newest_is_closed
-        known = range(timeframe.number(series.opens[0]), end)
-    return [
-        open_ms
-        for open_ms in timeframe.opens(first_ms, newest_of(candles))
-        if open_ms not in candles and timeframe.number(open_ms) not in known
-    ]
-
-
-def differences(series: Series, candles: Candles, first_ms: int, end_ms: int) -> list[Correction]:
-    """Where closed candles are not the exchange's: those from an open time on that ended by ``end_ms``."""
-    end_ms = series.timeframe.floor(min(end_ms, series.closed_end_ms))
-    held = {series.opens[i]: series.entry(i) for i in range(series.index(first_ms), series.index(end_ms))}
-    sent = {open_ms: entry for open_ms, entry in candles.items() if open_ms < end_ms}
-    opens = sorted(held.keys() | sent.keys())
-    found = (Correction(open_ms, held.get(open_ms, ""), sent.get(open_ms, "")) for open_ms in opens)
-    return [each for each in found if each.held != each.sent]
-
-
-class Answer(NamedTuple):
-    """Checked candles, and the exchange time at which they were asked for."""
-
-    candles: Candles
-    asked_ms: int
-
-
-class Image(NamedTuple):
-    """A stored value: which candles of a series it has, and the fields behind them.
-
-    ``completeness`` is the share of the candles wanted, at most 1; ``tail`` is all that follows the
-    candles, blanks at the end included; ``whole_ms`` is when the value was last written whole, or read
-    back and found sound.
-    """
-
-    series: Series
-    start: int
-    end: int
-    completeness: float
-    tail: bytes
-    whole_ms: int
-
-    def whole(self) -> bytes:
-        """The value: the JSON object under ``tet:kline:…``, see the module's docstring."""
-        return b"".join((FRONT, self.series.joined(self.start, self.end), self.tail))
-
-    def behind(self, count: int) -> bytes:
-        """What follows the first ``count`` candles, one or more."""
-        rest = self.series.joined(self.start + count, self.end)
-        return b"".join((b"," if rest else b"", rest, self.tail))
-
-
-def make_image(series: Series, wanted: int, now_ms: int, closed_only: bool) -> Image:
-    """How a series is stored. ``wanted`` is N, ``now_ms`` the time of the update.
-
-    Raises StoredValueError when there is no candle to store, which with ``closed_only`` is so until the
-    first one has closed.
-    """
-    end_ms = series.closed_end_ms
-    end = series.stored_count(closed_only)
-    if end == 0:
-        raise StoredValueError("no closed candle yet")
-    start = series.index(series.timeframe.shift(series.opens[end - 1], 1 - wanted))
-    share = min(1.0, (end - start) / wanted)
-    rest = {
-        "last_candle_time": iso_time(series.opens[end - 1]),
-        "last_update": iso_time(now_ms),
-        "data_start": iso_time(series.opens[start]),
-        "data_end": iso_time(end_ms),
-        "data_completeness": share,
-        "candle_count": end - start,
-        "timeframe": series.timeframe.name,
-        "data_age_seconds": max(0, now_ms // SECOND_MS - end_ms // SECOND_MS),
-    }
-    tail = b'}",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
-    return Image(series, start, end, share, tail, now_ms)
-
-
-class Patch(NamedTuple):
-    """What turns one stored value into another: from ``offset`` on, ``expected`` becomes ``new``.
-
-    ``new`` is no shorter: JSON allows blanks after the object. ``image`` is what is stored thereafter.
-    """
-
-    offset: int
-    expected: bytes
-    new: bytes
-    image: Image
-
-
-def make_patch(old: Image, new: Image) -> Patch | None:
-    """How to store ``new`` where ``old`` is by writing its end alone; None where it is to be written whole.
-
-    That is where the oldest candle is another one, where one changed that is not among the newest, where
-    too many blanks would be left, and once an hour.
-    """
-    shared = min(old.end - old.start, new.end - new.start)
-    same = max(0, shared - PATCHED_CANDLES)
-    front = old.series.joined(old.start, old.start + same)
-    shares = old.series.body is new.series.body and old.start == new.start
-    same_front = shares or new.series.body.startswith(front, new.series.position(new.start))
-    if not same_front or new.whole_ms - old.whole_ms >= WHOLE_AGAIN_MS:
-        return None
-    while same < shared and old.series.entry(old.start + same) == new.series.entry(new.start + same):
-        same += 1
-    expected, behind = old.behind(same), new.behind(same)
-    filling = max(0, len(expected) - len(behind))
-    if not same or filling > MAX_FILLING:
-        return None
-    blanks = b" " * filling
-    offset = len(FRONT) + len(old.series.joined(old.start, old.start + same))
-    return Patch(
-        offset, expected, behind + blanks, new._replace(tail=new.tail + blanks, whole_ms=old.whole_ms)
-    )
-
-
-class Stored(NamedTuple):
-    """What a stored value holds: the candles, when it was written (ms), its completeness, and its image.
-
-    There is no image of a value that was not written as this service does: it cannot be patched.
-    """
-
-    series: Series
-    written_ms: int
-    completeness: float
-    image: Image | None
-
-
-def read_stored_value(value: bytes, timeframe: Timeframe, wanted: int, now_ms: int) -> Stored:
-    """Read back what was stored, trusting nothing.
-
-    Raises StoredValueError when it is not sound, was written for another timeframe or number of days,
-    or holds a candle from after ``now_ms`` (exchange time).
-    """
-    try:
-        stored = decode_json(value)
-        if not isinstance(stored, dict) or not isinstance(stored.get("ohlcv_data"), str):
-            raise ValueError("not an object with ohlcv_data")
-        checked = _stored_candles(stored["ohlcv_data"], timeframe)
-        newest_ms = newest_of(checked)
-        if newest_ms > now_ms:
-            raise ValueError(f"a candle from the future: {iso_time(newest_ms)}")
-        if parse_iso_time(stored.get("last_candle_time")) != newest_ms:
-            raise ValueError("last_candle_time is not the newest candle's")
-        _check_configuration(stored, len(checked), timeframe, wanted)
-        is_closed = parse_iso_time(stored.get("data_end")) > newest_ms
-        written_ms = min(parse_iso_time(stored.get("last_update")), now_ms)
-        series = Series(timeframe).merge(checked, is_closed, wanted)
-        if len(series) < len(checked):
-            raise ValueError("candles from before its window")
-        tail = value[len(FRONT) + len(series.joined(0, len(series))) :]
-        share = min(1.0, len(series) / wanted)
-        image = Image(series, 0, len(series), share, tail, now_ms)
-        return Stored(series, written_ms, share, image if image.whole() == value else None)
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise StoredValueError(str(error)) from error
-
-
-def _stored_candles(text: str, timeframe: Timeframe) -> Candles:
-    """The candles in ``ohlcv_data``, which must be as this service writes them."""
-    times, *ohlcv = zip(*find_rows(KEPT_ROW, "{", text), strict=True)
-    opens_ms = list(map(parse_iso_time, times))
-    _check_opens(timeframe, opens_ms)
-    return make_candles(opens_ms, times, ohlcv)
-
-
-def _check_configuration(stored: Mapping[str, object], count: int, timeframe: Timeframe, wanted: int) -> None:
-    """A value gives its N by candle_count / data_completeness; a full one by its count alone."""
-    share = stored.get("data_completeness")
-    if stored.get("timeframe") != timeframe.name or stored.get("candle_count") != count:
-        raise ValueError("timeframe or candle_count do not fit")
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ValueError(f"data_completeness cannot be {share!r:.40}")
-    if round(count / share) != wanted:
-        raise ValueError(f"it was written for {round(count / share)} candles, not {wanted}")
+    return option.shown(str(value))
+
+
+def differing(config: Config) -> dict[str, object]:
+    """The settings that are not their defaults, for the log: numbers as such, all else as it is shown."""
+    plain = {option.name: option.parse(option.default) if option.default else None for option in OPTIONS}
+    values = vars(config)
+    for name in ("BINANCE_STREAM_URL", "BINANCE_BASE_URL"):  # the streams' follows from the other one
+        values = values | {name.lower(): None}
+        with_host(usual := dict(values))
+        plain[name] = usual[name.lower()]
+    values = vars(config)
+    found = {name: values[name.lower()] for name, default in plain.items() if values[name.lower()] != default}
+    is_plain = {name: isinstance(value, bool | int | float) for name, value in found.items()}
+    return {name.lower(): found[name] if is_plain[name] else shown(name, config) for name in found}
 
 
 # ------------------------------------------------------------------------------
@@ -1409,45 +803,6 @@ class WeightBudget:
         return (at_ms - MINUTE_END_SLACK_MS) // MINUTE_MS
 
 
-class Pause(NamedTuple):
-    """How long to send nothing after an HTTP status, where the reply does not say, and why."""
-
-    seconds: float
-    reason: str
-
-
-PAUSES = {
-    429: Pause(60.0, "too many requests (HTTP 429)"),
-    418: Pause(120.0, "this address is banned (HTTP 418)"),
-    403: Pause(60.0, "refused by Binance's firewall (HTTP 403)"),  # doubles with each repeat
-    451: Pause(
-        300.0,
-        "Binance does not serve this region (HTTP 451); set BINANCE_BASE_URL to one that it serves, such as "
-        "https://data-api.binance.vision with --public, or reach it through a proxy (HTTPS_PROXY)",
-    ),
-}
-MAX_PAUSE_403_SECONDS = 3600.0
-MAX_PAUSE_SECONDS = 7 * 24 * 3600.0
-_BANNED_UNTIL = re.compile(rb"banned until ([0-9]{13})")
-
-
-def pause_seconds(status: int, retry_after: str | None, body: bytes, now_ms: int, repeat: int) -> float:
-    """How long to send nothing after a 429, 418, 403 or 451.
-
-    ``retry_after`` is the header (seconds) and counts for 429 and 418, as does a time in the body of
-    a 418, whichever is later; ``repeat`` is how many 403 came right before this one.
-    """
-    default = PAUSES[status].seconds
-    if status == 451:
-        return default
-    if status == 403:
-        return min(MAX_PAUSE_403_SECONDS, default * 2.0 ** min(repeat, 10))
-    asked = float(retry_after) if retry_after and re.fullmatch(r"[0-9]{1,9}", retry_after) else 0.0
-    if banned := _BANNED_UNTIL.search(body):
-        asked = max(asked, (int(banned[1]) - now_ms) / SECOND_MS)
-    return min(MAX_PAUSE_SECONDS, max(1.0, asked)) if asked > 0 else default
-
-
 def backoff_seconds(attempt: int, jitter: float) -> float:
     """The wait after a failed attempt (1, 2, ...): exponential with full ``jitter``, in [0, 1)."""
     return jitter * min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 10))
@@ -1463,605 +818,11 @@ def workers_needed(rate: float, latency_seconds: float, most: int) -> int:
 
 
 # ------------------------------------------------------------------------------
-# Pairs, feeds and their schedule (no I/O, no clock)
+# The gate that every request passes
 # ------------------------------------------------------------------------------
 
-#: Feeds are due this long after a close, and again after each reply that still lacks the successor of
-#: the candle that has ended: the exchange's REST servers may lag 2 to 10 s behind a close.
-AFTER_CLOSE_MS = 1 * SECOND_MS
-REASK_SECONDS = (1.0, 1.0, 2.0, 3.0, 4.0)
-PROOF_INTERVALS = 10  # a live feed is asked for by REST once in so many update intervals
-#: Hours (UTC) in which most trading happens; outside of them OFF_PEAK_MULTIPLIER applies.
-PEAK_HOURS_UTC = frozenset({7, 8, 9, 13, 14, 15, 21, 22})
-FAILURES_GROW_ABOVE = 0.20
-FAILURES_SHRINK_BELOW = 0.05
-
-
-class Pair(NamedTuple):
-    """A trading pair: ``name`` for people, ``key`` in Redis keys, ``symbol`` at the exchange."""
-
-    base: str
-    quote: str
-
-    @property
-    def name(self) -> str:
-        """BTC/USDT"""
-        return f"{self.base}/{self.quote}"
-
-    @property
-    def key(self) -> str:
-        """BTC_USDT"""
-        return f"{self.base}_{self.quote}"
-
-    @property
-    def symbol(self) -> str:
-        """BTCUSDT"""
-        return f"{self.base}{self.quote}"
-
-
-def kline_key(timeframe: Timeframe, pair: Pair) -> str:
-    """The key of a pair's candles."""
-    return f"tet:kline:{timeframe.name}:{pair.key}"
-
-
-def timestamp_key(timeframe: Timeframe, pair: Pair) -> str:
-    """The key of a pair's time of the last good update."""
-    return f"tet:timestamp:{timeframe.name}:{pair.key}"
-
-
-class Listing(NamedTuple):
-    """A symbol as exchangeInfo has it."""
-
-    symbol: str
-    status: str
-    base: str
-    quote: str
-
-
-def resolve_symbols(
-    wanted: Iterable[str], listings: Mapping[str, Listing]
-) -> tuple[dict[Pair, None], dict[str, str]]:
-    """Sort the wanted symbols by exchangeInfo: pairs that trade, in order, and the others with the reason.
-
-    A name without a slash is split where the exchange splits it.
-    """
-    pairs: dict[Pair, None] = {}
-    invalid: dict[str, str] = {}
-    for name in wanted:
-        listing = listings.get(name.replace("/", ""))
-        if listing is None:
-            invalid[name] = "unknown to Binance"
-        elif listing.status != "TRADING":
-            invalid[name] = f"not trading ({listing.status})"
-        else:
-            pairs[Pair(listing.base, listing.quote)] = None
-    return pairs, invalid
-
-
-class Meant(NamedTuple):
-    """Which symbols are meant by those configured: names for `resolve_symbols`, and what does not fit.
-
-    ``left_out`` are the names beyond MAX_SYMBOLS, ``unmatched`` the wildcards that no pair fits.
-    """
-
-    names: list[str]
-    left_out: list[str]
-    unmatched: list[str]
-
-
-def expand_symbols(
-    wanted: Sequence[str], listings: Mapping[str, Listing], volumes: Mapping[str, float], most: int
-) -> Meant:
-    """Replace wildcards by the pairs that trade; ``volumes`` are those of a day by symbol, for ``@top``.
-
-    Names come first, then what wildcards bring, each in the exchange's order, or by volume. What is
-    excluded by ``!`` does not count among the top.
-    """
-    rules = [name[1:] for name in wanted if name.startswith("!")]
-    trading = {
-        f"{each.base}/{each.quote}": each.symbol
-        for each in listings.values()
-        if each.status == "TRADING" and each.symbol == each.base + each.quote  # delivery futures are not
-    }
-    pairs = [name for name in trading if not any(_fits(name, rule) for rule in rules)]
-    found = [
-        name for name in wanted if not is_wildcard(name) and not any(_fits(name, rule) for rule in rules)
-    ]
-    unmatched = []
-    for wildcard in (name for name in wanted if is_wildcard(name) and not name.startswith("!")):
-        top, _, quote = wildcard.partition("/")
-        if top.startswith("@"):
-            matches = [name for name in pairs if _fits(name, f"*/{quote}")]
-            matches.sort(key=lambda name: -volumes.get(trading[name], 0.0))
-            matches = matches[: int(top.removeprefix("@top"))]
-        else:
-            matches = [name for name in pairs if _fits(name, wildcard)]
-        found += matches
-        unmatched += [] if matches else [wildcard]
-    ordered: dict[str, str] = {}  # one spelt twice is one
-    for name in found:
-        ordered.setdefault(name.replace("/", ""), name)
-    names = list(ordered.values())
-    most = max(most, sum(not is_wildcard(name) for name in wanted))
-    return Meant(names[:most], names[most:], unmatched)
-
-
-def _fits(name: str, rule: str) -> bool:
-    """Whether a pair is meant by a name or by a wildcard such as ``*/USDT``."""
-    if "*" not in rule:
-        return name.replace("/", "") == rule.replace("/", "")
-    return all(part in ("*", own) for part, own in zip(rule.split("/"), name.split("/"), strict=False))
-
-
-class Link(Enum):
-    """Who keeps a feed fresh."""
-
-    BLIND = "its stream says nothing: REST, as without LIVE"
-    CATCHING_UP = "its stream speaks, and REST has to tell what it left out"
-    LIVE = "its stream; REST proves it now and then"
-
-
-class Known(Enum):
-    """What is known of the candles that a feed has in memory."""
-
-    UNREAD = "Redis was not asked for them yet"
-    NOTHING = "Redis has no sound value: the whole window is to be backfilled"
-    RESTORED = "they are from Redis, and the exchange has not repeated any yet"
-    CONFIRMED = "the exchange has sent or repeated them"
-
-
-@dataclass
-class Due:
-    """When a feed is due next, exchange time in ms; 0 is at once. The main thread alone changes it."""
-
-    regular_ms: int = 0
-    next_ms: int = 0  # the same, or earlier: to ask again for a candle that lags behind its close
-    reasks: int = 0
-
-
-@dataclass
-class Stream:
-    """What is known of a feed's stream, with LIVE. The main thread alone changes it.
-
-    What REST told before ``owed_ms`` does not count for being LIVE again: something may have been missed.
-    """
-
-    name: str = ""  # as the exchange calls it
-    link: Link = Link.BLIND
-    line: int = 0  # that its newest message came by
-    event_ms: int = 0  # of the newest message that counted, exchange time
-    owed_ms: int = 0
-    write_at_seconds: float = 0.0  # monotonic: a forming candle is not written before
-    is_paced: bool = False  # it waits for that time
-    is_queued: bool = False  # a writer is to write it; the writer clears this
-
-
-class Page(NamedTuple):
-    """How far a fetch has come with one more reply.
-
-    ``answer`` is the reply, and ``series`` what is held with it, ``up_to_date`` when that reaches the
-    present; from ``exhausted_ms`` on the exchange had nothing, asked twice.
-    """
-
-    answer: Answer
-    series: Series
-    exhausted_ms: int
-    up_to_date: bool
-
-
-@dataclass(eq=False)
-class Feed:
-    """One pair in one timeframe: its candles, how far they are known, and Redis' copy of them.
-
-    A worker updates it, one at a time, and meanwhile the main thread may lay a stream's candles over it, and
-    a writer may write it: it changes in methods that are named for what happened, under `lock`, which nobody
-    holds for long; `writing` is held from reading the series to having written it, and taken first. Times
-    are exchange time in ms, 0 is never.
-    """
-
-    pair: Pair
-    timeframe: Timeframe
-    known: Known = Known.UNREAD
-    series: Series | None = None  # up to date when fetched: what may be stored
-    partial: Series | None = None  # what a backfill had when it broke off: the next one resumes there
-    exhausted_ms: int = 0  # see `Page`
-    lagging: bool = False  # see `Page`
-    image: Image | None = None  # what Redis has, as far as is known; None: the next write is whole
-    buffered: bool = False  # a write failed, or Redis lost it: it is flushed as soon as Redis answers
-    stored_end_ms: int = 0  # end of the newest closed candle that readers know of
-    by_stream: bool = False  # who told of the newest closed candle
-    next_close_ms: int = 0  # the end of the oldest candle that is not known to be closed
-    completeness: float = 0.0
-    fetched_ms: int = 0
-    asked_ms: int = 0  # when REST was asked last: what streams have told since then is to be proven
-    updated_ms: int = 0  # when what was written last was fetched
-    tried_ms: int = 0
-    error: TetError | None = None  # of the last update
-    due: Due = field(default_factory=Due)
-    stream: Stream = field(default_factory=lambda: Stream())
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    writing: threading.RLock = field(default_factory=threading.RLock, repr=False)
-
-    @property
-    def name(self) -> str:
-        """BTC/USDT 15m"""
-        return f"{self.pair.name} {self.timeframe.name}"
-
-    @property
-    def fetch_failed(self) -> bool:
-        """Whether the exchange did not give what the last update asked for."""
-        return isinstance(self.error, ExchangeError)
-
-    @property
-    def failure(self) -> str:
-        """Why the last update failed; empty when it did not."""
-        return str(self.error or "")
-
-    def restored(self, stored: Stored | None) -> None:
-        """Redis was asked: it had these candles, or no sound ones."""
-        with self.lock:
-            self.known = Known.RESTORED if stored else Known.NOTHING
-            if stored:
-                self.image, self.buffered, self.partial = stored.image, False, None
-                self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
-                self.fetched_ms = self.updated_ms = stored.written_ms
-                self.completeness = stored.completeness
-
-    def fetched(self, page: Page, began: Series | None, keep: int, now_ms: int) -> None:
-        """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
-
-        ``began`` is the series when the fetch began. What a stream has told since then stays: all that the
-        fetch has brought, which is in the page's answer then, is laid over that.
-        """
-        with self.lock:
-            moved_on = self.series is not began
-            if moved_on and self.known is not Known.CONFIRMED:
-                return  # restored, disputed or evicted meanwhile: this was laid over what is gone
-            self.exhausted_ms = page.exhausted_ms
-            if not page.up_to_date:
-                self.partial = None if moved_on else page.series
-                return
-            series = absorb(self.series, *page.answer, keep) if moved_on and self.series else page.series
-            self._advance(series, now_ms, by_stream=False)
-            self.known, self.partial, self.asked_ms = Known.CONFIRMED, None, page.answer.asked_ms
-            self.lagging = is_lagging(series, page.answer.asked_ms)
-
-    def told(self, candles: Candles, is_closed: bool, keep: int, now_ms: int) -> bool:
-        """Its stream has told a candle. Returns whether that counts: if not, REST has to tell."""
-        with self.lock:
-            if not self.series or self.known is not Known.CONFIRMED:
-                return False
-            series = follow(self.series, candles, is_closed, keep)
-            if series:
-                self._advance(series, now_ms, by_stream=True)
-                self.partial = None
-            return series is not None
-
-    def corrected(self, found: Iterable[Correction], keep: int, now_ms: int) -> None:
-        """An audit has found what the exchange has otherwise: it is as the exchange has it now."""
-        with self.lock:
-            if not self.series:
-                return
-            candles = {open_ms: self.series.entry(i) for i, open_ms in enumerate(self.series.opens)}
-            candles |= {each.open_ms: each.sent for each in found}
-            candles = {open_ms: entry for open_ms, entry in sorted(candles.items()) if entry}
-            series = Series(self.timeframe).merge(candles, self.series.newest_is_closed, keep)
-            self._advance(series, now_ms, by_stream=False)
-
-    def disputed(self) -> None:
-        """Redis has other closed candles than these: the exchange is to decide, by a backfill."""
-        with self.lock:
-            self.series, self.partial, self.image = None, None, None
-            self.known, self.buffered = Known.NOTHING, False
-
-    def _advance(self, series: Series, now_ms: int, *, by_stream: bool) -> None:
-        newest_end_ms = self.timeframe.close_of(series.opens[-1])
-        if self.series and series.closed_end_ms > self.series.closed_end_ms:
-            self.by_stream = by_stream
-        is_closed = series.newest_is_closed
-        self.next_close_ms = self.timeframe.close_of(newest_end_ms) if is_closed else newest_end_ms
-        self.series, self.fetched_ms = series, max(self.fetched_ms, now_ms)
-
-    def written(self, image: Image, fetched_ms: int) -> None:
-        """Redis has the series now that was fetched then, as that image."""
-        with self.lock:
-            self.image, self.buffered, self.completeness = image, False, image.completeness
-            self.updated_ms, self.stored_end_ms = fetched_ms, image.series.closed_end_ms
-
-    def not_written(self) -> None:
-        """Redis did not take the series, or has lost it; without a series there is nothing to flush."""
-        with self.lock:
-            self.image, self.buffered = None, self.series is not None
-
-    def evicted(self) -> None:
-        """The candles are in Redis and no longer in memory."""
-        with self.lock:
-            self.series, self.known, self.image = None, Known.UNREAD, None
-
-    def flushed(self) -> None:
-        """What was buffered is written; the error of a fetch since stays."""
-        with self.lock:
-            if isinstance(self.error, StoreError):
-                self.error = None
-
-    def tried(self, error: TetError | None, now_ms: int) -> None:
-        """An update is done, well or with an error."""
-        with self.lock:
-            self.error, self.tried_ms = error, now_ms
-
-
-@dataclass(frozen=True)
-class IntervalPolicy:
-    """How long an update interval is, from the settings of the same names. Seconds."""
-
-    base_seconds: float
-    max_age_seconds: float
-    off_peak: float
-    error_growth: float
-    recovery: float
-
-    @classmethod
-    def of(cls, config: Config) -> IntervalPolicy:
-        """The policy that the settings ask for."""
-        return cls(
-            config.update_interval,
-            config.max_data_age,
-            config.off_peak_multiplier if config.market_hours_optimization else 1.0,
-            config.error_backoff_multiplier if config.adaptive_interval else 1.0,
-            config.success_recovery_rate,
-        )
-
-    def next_error_factor(self, factor: float, failure_rate: float) -> float:
-        """The error factor after a cycle: grown, shrunk or as it was; from 1 to what max age allows."""
-        if failure_rate > FAILURES_GROW_ABOVE:
-            factor *= self.error_growth
-        elif failure_rate < FAILURES_SHRINK_BELOW:
-            factor *= self.recovery
-        return max(1.0, min(factor, self.max_age_seconds / self.base_seconds))
-
-    def interval_seconds(self, hour_utc: int, error_factor: float) -> float:
-        """The interval in force, always computed from the base: nothing compounds."""
-        peak = hour_utc in PEAK_HOURS_UTC
-        seconds = self.base_seconds * (1.0 if peak else self.off_peak) * error_factor
-        return min(self.max_age_seconds, max(min(60.0, self.base_seconds), seconds))
-
-    def reason(self, hour_utc: int, error_factor: float) -> str:
-        """Why the interval is what it is, in words."""
-        parts = [f"base {self.base_seconds:g} s"]
-        if hour_utc not in PEAK_HOURS_UTC and self.off_peak != 1:
-            parts.append(f"x {self.off_peak:g} off-peak")
-        if error_factor > 1:
-            parts.append(f"x {error_factor:.2f} after failures")
-        return " ".join(parts) + f", at most {self.max_age_seconds:g} s"
-
-
-def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) -> int:
-    """When candles last asked for at ``started_ms`` are due again: the earlier of the interval's end
-    and a second after the next close.
-    """
-    close_ms = timeframe.close_of(timeframe.floor(started_ms)) + AFTER_CLOSE_MS
-    return min(started_ms + round(interval_seconds * SECOND_MS), close_ms)
-
-
-def next_proof_ms(name: str, now_ms: int, interval_seconds: float) -> int:
-    """When a live feed is proven by REST: in every tenth interval, a tenth of the feeds in each."""
-    interval_ms = round(interval_seconds * SECOND_MS)
-    number = (now_ms - interval_ms // 2) // interval_ms + 1
-    turn = zlib.crc32(name.encode()) % PROOF_INTERVALS
-    # In the middle of an interval: at its borders candles close.
-    return (number + (turn - number) % PROOF_INTERVALS) * interval_ms + interval_ms // 2
-
-
-class Schedule:
-    """Who is due, in which order, and when to ask again. Times are passed in; the main thread owns it."""
-
-    def __init__(self, policy: IntervalPolicy) -> None:
-        self._policy = policy
-        self._error_factor = 1.0
-        self.interval_seconds = 0.0
-        self.interval_reason = ""
-
-    def due(self, feeds: Iterable[Feed], now_ms: int) -> list[Feed]:
-        """The feeds that are due, the stalest first."""
-        return sorted((feed for feed in feeds if feed.due.next_ms <= now_ms), key=lambda f: f.updated_ms)
-
-    def urgent(self, feeds: Iterable[Feed], asked: Mapping[str, Due], now_ms: int) -> list[Feed]:
-        """The feeds that have become due at once since a cycle has ``asked`` for its own: they come next.
-
-        Those are another member's that have become ours, and those that a stream has left something out of.
-        """
-        due = (feed for feed in feeds if feed.due.next_ms <= now_ms and feed.name not in asked)
-        return [feed for feed in due if not feed.due.regular_ms or feed.due.next_ms < feed.due.regular_ms]
-
-    def cycle_ended(self, failure_rate: float) -> None:
-        """Learn from the share of updates that failed in a cycle."""
-        self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
-
-    def regular_ms(self, feed: Feed, from_ms: int) -> int:
-        """When a feed is due after ``from_ms``: by the interval and the closes; a live one for proof."""
-        hour = from_ms // HOUR_MS % 24
-        self.interval_seconds = self._policy.interval_seconds(hour, self._error_factor)
-        self.interval_reason = self._policy.reason(hour, self._error_factor)
-        if feed.stream.link is Link.LIVE and not feed.error:
-            return next_proof_ms(feed.name, from_ms, self.interval_seconds)
-        return next_due_ms(from_ms, self.interval_seconds, feed.timeframe)
-
-    def plan(self, due: Iterable[Feed], regular: Iterable[Feed], started_ms: int, now_ms: int) -> None:
-        """Set when feeds that were due at ``started_ms`` are due again; soon, where a candle lags behind."""
-        for feed in regular:
-            feed.due = Due(self.regular_ms(feed, started_ms))
-        for feed in due:
-            feed.due.next_ms = feed.due.regular_ms
-            lags = feed.lagging and not feed.error and feed.stream.link is not Link.LIVE
-            if lags and feed.due.reasks < len(REASK_SECONDS):
-                soon_ms = now_ms + round(REASK_SECONDS[feed.due.reasks] * SECOND_MS)
-                feed.due.next_ms = min(feed.due.regular_ms, soon_ms)
-                feed.due.reasks += 1
-
-
-# ------------------------------------------------------------------------------
-# Shares (pure): who of several members owns which pair
-# ------------------------------------------------------------------------------
-
-MISSED_SECONDS = 6.0  # after which a member has missed what happened
-ABSENT_SECONDS = 3.0  # a key deleted by hand is there again after 2 s: its member was not gone
-
-
-def owner_of(pair: str, members: Iterable[str]) -> str:
-    """The member, of one or more, that owns a pair: rendezvous hashing.
-
-    Each pair ranks the members in an order of its own, and the first one owns it. So who joins takes its
-    share from all, and who leaves gives its share to all; no other pair moves. All instances compute the
-    same, whatever the order in which they know the members.
-    """
-    return max(members, key=lambda member: (_rank(pair, member), member))
-
-
-def _rank(pair: str, member: str) -> bytes:
-    return hashlib.blake2b(f"{member}\0{pair}".encode(), digest_size=8).digest()
-
-
-class Entry(NamedTuple):
-    """What a member says of itself: its group and address, and whether it has just left."""
-
-    group: str
-    egress: str
-    left: bool
-
-
-def parse_entry(text: str) -> Entry | None:
-    """A member's entry; None for what is not one, which another program or version may have put there."""
-    with suppress(ValueError, KeyError, TypeError):
-        entry = decode_json(text)
-        return Entry(str(entry["group"]), str(entry["egress"]), bool(entry["left"]))
-    return None
-
-
-class Roster:
-    """Who is there: all members on this Redis, and when each was seen last. Times are passed in.
-
-    Who leaves is gone at once; who is absent, after `ABSENT_SECONDS`.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[Entry, float]] = {}
-        self._looked_seconds = 0.0
-
-    def note(self, entries: Texts, joined: bool, now_seconds: float) -> tuple[set[str], set[str]]:
-        """Take over who is there now. Returns who has come, and who is gone.
-
-        Who has just ``joined``, or lost its own key, or has not looked for long, has missed what happened:
-        for it the others may be back any moment, too, and are absent only from now on.
-        """
-        before = set(self._seen)
-        if joined or now_seconds - self._looked_seconds > MISSED_SECONDS:
-            self._seen = {member: (entry, now_seconds) for member, (entry, _) in self._seen.items()}
-        for member, text in entries.items():
-            if (entry := parse_entry(text)) and not entry.left:
-                self._seen[member] = (entry, now_seconds)
-            else:
-                self._seen.pop(member, None)
-        self._looked_seconds, since = now_seconds, now_seconds - ABSENT_SECONDS
-        self._seen = {member: seen for member, seen in self._seen.items() if seen[1] >= since}
-        return set(self._seen) - before, before - set(self._seen)
-
-    def __iter__(self) -> Iterator[tuple[str, Entry]]:
-        return iter([(member, entry) for member, (entry, _) in sorted(self._seen.items())])
-
-    def of_group(self, group: str) -> list[str]:
-        """The members that divide the pairs of a group."""
-        return sorted(member for member, (entry, _) in self._seen.items() if entry.group == group)
-
-    def behind(self, egress: str) -> int:
-        """How many members, of all groups, send requests by an address."""
-        return sum(entry.egress == egress for entry, _ in self._seen.values())
-
-
-# ------------------------------------------------------------------------------
-# The exchange's clock, and the gate that every request passes
-# ------------------------------------------------------------------------------
-
-#: An offset of the local clock worth a log line, and a jump of it worth asking for the time again.
-MAX_CLOCK_OFFSET_MS = 1 * SECOND_MS
-#: How far the exchange clock kept here may be off before a candle counts as one from the future.
-CLOCK_TOLERANCE_MS = 2 * SECOND_MS
 LEASE_POLL_SECONDS = 0.25  # how often a thread looks whether a lease was renewed
 PROBE_POLL_SECONDS = 0.1  # how often a thread looks whether another one's probe was served
-
-
-class Clock:
-    """The exchange's time, and waiting that a stop cuts short.
-
-    Exchange time runs on the monotonic clock from the last answer to ``/time``, so a step of the
-    local clock does not move it; before the first answer it is the local time. Thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
-        self._local_ahead_ms = self._ahead_ms
-        self.synced_at: float | None = None
-        self.on_stop: Callable[[], None] = lambda: None  # wakes who waits elsewhere
-
-    def monotonic(self) -> float:
-        """Seconds that only ever grow, for measuring."""
-        return time.monotonic()
-
-    def _local_ms(self) -> float:
-        return time.time() * SECOND_MS
-
-    def now_ms(self) -> int:
-        """Exchange time in ms since the epoch, as well as it is known."""
-        return self.at(self.monotonic())
-
-    def at(self, monotonic_seconds: float) -> int:
-        """Exchange time, in ms, at a monotonic moment."""
-        return int(monotonic_seconds * SECOND_MS + self._ahead_ms)
-
-    def sync(self, server_ms: int, sent: float, received: float) -> float:
-        """Take over the exchange's time, received between two monotonic moments.
-
-        Returns the clock offset in ms: local time minus exchange time.
-        """
-        self._ahead_ms = server_ms - (sent + received) / 2 * SECOND_MS
-        self._local_ahead_ms = self._local_ms() - self.monotonic() * SECOND_MS
-        self.synced_at = received
-        return self._local_ahead_ms - self._ahead_ms
-
-    def is_doubtful(self) -> bool:
-        """Whether to ask for the time again: never asked, an hour ago, or the local clock has jumped.
-
-        A jump against the monotonic clock also shows that the machine was suspended.
-        """
-        if self.synced_at is None or self.monotonic() - self.synced_at > 3600:
-            return True
-        jumped = self._local_ms() - self.monotonic() * SECOND_MS - self._local_ahead_ms
-        return abs(jumped) > MAX_CLOCK_OFFSET_MS
-
-    def stop(self) -> None:
-        """Make every wait end, now and from now on."""
-        self._stop.set()
-        self.on_stop()
-
-    def take(self, waiting: queue.SimpleQueue[T], seconds: float) -> T | None:
-        """The next of what waits in a queue, or comes within so long; None when nothing does."""
-        with suppress(queue.Empty):
-            return waiting.get(timeout=max(0.0, seconds))
-        return None
-
-    def is_stopped(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._stop.is_set()
-
-    def check(self) -> None:
-        """Raise Stopped when a stop was asked for."""
-        if self.is_stopped():
-            raise Stopped
-
-    def sleep(self, seconds: float) -> None:
-        """Wait; raise Stopped as soon as a stop is asked for."""
-        if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():
-            raise Stopped
 
 
 class RequestGate:
@@ -2198,84 +959,18 @@ SLOW_SAMPLE_SECONDS = 1.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 REPLY_SECONDS = 20.0
+HANGING_SECONDS = 1.0
 MAX_REPLY_BYTES = 16 * 1024 * 1024
+SCHEDULE_WEIGHT = 5
 
 
-class Market(NamedTuple):
-    """What differs between Binance's markets: paths, page size, weights (source: its REST documentation)."""
-
-    prefix: str
-    page_rows: int
-    info_weight: int
-    info_query: Mapping[str, str]
-    tickers_weight: int
-    tickers_query: Mapping[str, str]
-    weight_limit: int  # until exchangeInfo is read
-
-    def klines_weight(self, limit: int) -> int:
-        """The weight of a klines request for that many rows."""
-        if self.prefix == "/api/v3":
-            return 2
-        return 1 if limit < 100 else 2 if limit < 500 else 5 if limit <= 1000 else 10
-
-
-#: On USD-M futures 499 rows weigh 2, the least weight per row of all page sizes.
-MARKETS = {
-    "spot": Market("/api/v3", 1000, 20, {"showPermissionSets": "false"}, 80, {"type": "MINI"}, 6000),
-    "usdm": Market("/fapi/v1", 499, 1, {}, 40, {}, 2400),
-}
 TRADING_PERMISSIONS = (
     "enableSpotAndMarginTrading enableMargin enableFutures enableVanillaOptions enablePortfolioMarginTrading "
     "enableFixApiTrade enableWithdrawals enableInternalTransfer permitsUniversalTransfer"
 ).split()
 HTTP_HEADERS = {"User-Agent": f"tet-data-service/{__version__}", "Accept": "*/*", "Accept-Encoding": "gzip"}
 HTTP_TIMEOUTS = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": READ_SECONDS, "pool": None}
-PASSING_CODES = frozenset({-1000, -1001, -1003, -1007, -1021})
-
-
-class ExchangeInfo(NamedTuple):
-    """The exchange's symbols by name, and its limit of weight per minute (None when it gives none)."""
-
-    listings: Mapping[str, Listing]
-    weight_limit: int | None
-
-
-def parse_exchange_info(body: bytes) -> ExchangeInfo:
-    """Check an exchangeInfo reply. Raises BadReply. All but what is needed is dropped while decoding."""
-    try:
-        info = decode_json(body, object_hook=_thin_listing)
-        listings = [entry for entry in info["symbols"] if isinstance(entry, Listing)]
-        if not listings:
-            raise ValueError("no symbols")
-        limits = [
-            int(limit["limit"])
-            for limit in info["rateLimits"]
-            if limit["rateLimitType"] == "REQUEST_WEIGHT" and limit["interval"] == "MINUTE"
-        ]
-        return ExchangeInfo({listing.symbol: listing for listing in listings}, min(limits, default=None))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BadReply(f"the exchangeInfo reply is damaged: {error!r:.200}") from error
-
-
-def _thin_listing(entry: dict[str, Any]) -> object:
-    if "baseAsset" in entry and "quoteAsset" in entry:
-        listing = Listing(*(entry.get(name, "") for name in ("symbol", "status", "baseAsset", "quoteAsset")))
-        return listing if all(type(name) is str and name.isprintable() for name in listing) else None
-    return None if "filterType" in entry else entry
-
-
-def parse_volumes(body: bytes) -> dict[str, float]:
-    """The quote volume of a day by symbol, from a ticker/24hr reply. Raises BadReply."""
-    try:
-        tickers = decode_json(body)
-        if not isinstance(tickers, list):
-            raise ValueError("not a list")
-        volumes = {str(ticker["symbol"]): float(ticker["quoteVolume"]) for ticker in tickers}
-        if not all(map(math.isfinite, volumes.values())):
-            raise ValueError("a volume that is no number")
-        return volumes
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadReply(f"the ticker/24hr reply is damaged: {error!r:.200}") from error
+PASSING_CODES = frozenset({-1000, -1001, -1006, -1007, -1016, -1021})
 
 
 def _parse_object(body: bytes) -> dict[str, Any]:
@@ -2288,6 +983,14 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     return reply
 
 
+class Found(NamedTuple):
+    """The exchange's symbols by `Listing.name`, which are meant, and the hours of the markets they follow."""
+
+    listings: Mapping[str, Listing]
+    meant: Expansion
+    hours: Mapping[str, Hours]
+
+
 class Reply(NamedTuple):
     """An HTTP reply, read whole; ``sent`` and ``received`` are monotonic seconds."""
 
@@ -2298,21 +1001,30 @@ class Reply(NamedTuple):
     received: float
 
 
-class Binance:
-    """Reads one market of Binance. Every request passes the gate.
+class Requests:
+    """Sends requests to one market of Binance: through the gate, counted, tried again.
 
-    All methods raise TransientError after the last attempt, SymbolError, RefusedError or Stopped.
-    ``on_pause`` is called when the gate has been paused; ``on_request`` after each request with how many
-    seconds it took. Workers share it: the gate and the tallies have locks of their own, `_lock` guards
-    the fields below it, and `_parsing` lets one thread parse at a time.
+    With ``settles_at_once``, for a run that ends, an odd row is decided on within one call. All methods raise
+    TransientError after the last attempt, SymbolError, RefusedError or Stopped.
+    Workers share it: the gate and the tallies have locks of their own, `_lock` guards the fields below it,
+    and `_parsing` lets one thread parse at a time.
     """
 
-    def __init__(self, config: Config, clock: Clock, http: httpx.HTTPTransport) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        http: Transport,
+        listener: Listener | None = None,
+        *,
+        attempts: int = ATTEMPTS,
+        settles_at_once: bool = False,
+    ) -> None:
         self.market = MARKETS[config.binance_market]
         self.gate = RequestGate(clock, config.api_requests_per_sec, self.market.weight_limit)
-        self.on_pause: Callable[[], None] = lambda: None
-        self.on_request: Callable[[float], None] = lambda seconds: None
-        self.attempts = ATTEMPTS
+        self._listener = listener or Listener()
+        self.attempts = attempts
+        self._settles_at_once = settles_at_once
         self.requests = figures.Tally()  # by HTTP status, or "no answer"
         self.errors = figures.Tally()  # failed attempts, by kind
         self._config = config
@@ -2322,6 +1034,8 @@ class Binance:
         self._firewall_refusals = 0  # 403 in a row, of which those in flight together are one
         self._refused_seconds = 0.0  # monotonic: the last of them
         self._latest_seconds: deque[float] = deque(maxlen=20)  # of requests that were served
+        self._odd_rows = OddRows(config.kept_fields)
+        self._sent_seconds: dict[int, float] = {}  # by thread, monotonic: when what is in flight was sent
         self._parsing = threading.Lock()  # Python runs no two at once anyway; each holds a page of objects
 
     @property
@@ -2329,6 +1043,128 @@ class Binance:
         """The quickest of the latest replies: a slow one may have waited for us."""
         with self._lock:
             return min(self._latest_seconds, default=0.0)
+
+    def hanging(self) -> int:
+        """How many requests wait for their answer for so long that others are not to wait for them."""
+        since = self._clock.monotonic() - HANGING_SECONDS
+        return sum(sent < since for sent in tuple(self._sent_seconds.values()))
+
+    def _get(
+        self, path: str, params: Params, weight: int, parse: Callable[[Reply], T], signed: bool = False
+    ) -> T:
+        """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                reply = self._ask(path, params, weight, signed)
+                with self._parsing:
+                    return parse(reply)
+            except TransientError as error:
+                say(logging.DEBUG, "request failed", path=path, attempt=attempt, reason=str(error))
+                self.errors.add(type(error).__name__)
+                if attempt == self.attempts:
+                    raise
+                if not isinstance(error, PauseError):
+                    seconds = backoff_seconds(attempt, random.random())
+                    if isinstance(error, OddReply):  # off the grid it is left out, however soon it repeats
+                        least = APART_SECONDS if self._settles_at_once else seconds
+                        seconds = max(seconds, least) if error.takes_time else 0.0
+                    self._clock.sleep(seconds)
+        raise AssertionError("unreachable")
+
+    def ask(self, path: str, params: Params, weight: int, signed: bool = False) -> Reply:
+        """Send one through the gate: any reply. Raises PauseError, TransientError (5xx, too), Stopped."""
+        with self.gate.admit(weight):
+            url = f"{self._config.binance_base_url}{path}?{urlencode(params)}".rstrip("?")
+            reply = self._counted(*self._signed(path, params) if signed else (url, {}))
+            if re.fullmatch("[0-9]{1,9}", used := reply.headers.get("x-mbx-used-weight-1m", "")):
+                self.gate.learn(int(used), self._clock.at(reply.sent))
+            if kind := pause_kind(reply.status, reply.headers, reply.body):
+                raise self._paused(reply, kind)
+            if reply.status >= 500:
+                raise _error_of(reply)  # not served: where it was a probe, the next one goes alone, too
+        with self._lock:
+            self._firewall_refusals = 0
+            if reply.status == 200:
+                self._latest_seconds.append(reply.received - reply.sent)
+        return reply
+
+    def _ask(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
+        """Send one request through the gate: a good reply, or the fitting error."""
+        reply = self.ask(path, params, weight, signed)
+        if reply.status != 200 or read_refusal(reply.body).code is not None:
+            raise _error_of(reply)
+        return reply
+
+    def _counted(self, url: str, headers: dict[str, str]) -> Reply:
+        """Send one request, and count it and how long it took, whatever comes of it."""
+        status, began = "no answer", self._clock.monotonic()
+        self._sent_seconds[threading.get_ident()] = began
+        try:
+            reply = self._send(url, headers)
+            status = str(reply.status)
+            return reply
+        finally:
+            del self._sent_seconds[threading.get_ident()]
+            self.requests.add(status)
+            self._listener.requested(self._clock.monotonic() - began)
+
+    def _signed(self, path: str, params: Params) -> tuple[str, dict[str, str]]:
+        """The address and headers of a signed request (HMAC-SHA256 over the query, appended last)."""
+        config = self._config
+        base = account_of(config.binance_market, config.binance_base_url)
+        query = urlencode({**params, "recvWindow": 5000, "timestamp": self._clock.now_ms()})
+        secret = (config.binance_secret_key or "").encode()
+        signature = hmac.new(secret, query.encode(), hashlib.sha256).hexdigest()
+        return f"{base}{path}?{query}&signature={signature}", {"X-MBX-APIKEY": config.binance_api_key or ""}
+
+    def _send(self, url: str, headers: dict[str, str]) -> Reply:
+        import httpx
+
+        sent = self._clock.monotonic()
+        try:
+            limits = {"timeout": HTTP_TIMEOUTS, "reply_seconds": REPLY_SECONDS}
+            request = httpx.Request("GET", url, headers=HTTP_HEADERS | headers, extensions=limits)
+            with closing(self._http.handle_request(request)) as response:
+                body = self._read(response)
+                return Reply(response.status_code, response.headers, body, sent, self._clock.monotonic())
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise TransientError(self._http.words(error, url)) from error
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """The body, bounded in size."""
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_REPLY_BYTES:
+                raise BadReply(f"a reply of more than {MAX_REPLY_BYTES >> 20} MB is refused")
+        return bytes(body)
+
+    def _paused(self, reply: Reply, kind: int) -> PauseError:
+        """Pause the gate as the reply asks, and the error that says so."""
+        with self._lock:
+            if kind == 403 and reply.sent > self._refused_seconds:
+                self._firewall_refusals += 1
+                self._refused_seconds = reply.received
+            repeat = max(0, self._firewall_refusals - 1)
+        now_ms = self._clock.now_ms()
+        if self._clock.synced_at is None:  # the local clock may be wrong
+            now_ms = http_date_ms(reply.headers.get("date", "")) or now_ms
+        seconds = pause_seconds(kind, reply.headers.get("retry-after"), reply.body, now_ms, repeat)
+        reason = pause_reason(kind, reply.status, reply.body)
+        if self.gate.pause(seconds, reason):
+            say(
+                logging.WARNING,
+                PAUSES[kind].event,
+                status=reply.status,
+                seconds=round(seconds),
+                reason=reason,
+            )
+            self._listener.paused()
+        return PauseError(reason)
+
+
+class Binance(Requests):
+    """Reads one market of Binance. Methods raise what `Requests` does."""
 
     def sync_clock(self) -> float:
         """Ask for the exchange's time and set the clock. Returns the clock offset in ms.
@@ -2364,15 +1200,14 @@ class Binance:
         path, market = f"{self.market.prefix}/ticker/24hr", self.market
         return self._get(path, market.tickers_query, market.tickers_weight, lambda r: parse_volumes(r.body))
 
-    def look_up(self, config: Config) -> tuple[Mapping[str, Listing], Meant]:
-        """Ask which symbols there are, and which of them are meant."""
-        listings = self.exchange_info().listings
-        volumes = self.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
-        return listings, expand_symbols(config.symbols, listings, volumes, config.max_symbols)
+    def trading_hours(self) -> Mapping[str, Hours]:
+        """Ask when the markets are closed that stocks and metals follow."""
+        path = f"{self.market.prefix}/tradingSchedule"
+        return self._get(path, {}, SCHEDULE_WEIGHT, lambda reply: parse_schedule(reply.body))
 
     def klines(
         self,
-        symbol: str,
+        pair: Pair,
         timeframe: Timeframe,
         first_ms: int,
         limit: int,
@@ -2383,158 +1218,89 @@ class Binance:
 
         With ``nonempty`` there must be one, and an empty reply is a bad one.
         """
-        params = {"symbol": symbol, "interval": timeframe.name, "startTime": first_ms, "limit": limit}
+        params = {"symbol": pair.symbol, "interval": timeframe.name, "startTime": first_ms, "limit": limit}
+        market, wanted_ms = self.market, timeframe.floor(self._clock.now_ms()) if last_ms is None else last_ms
+        if market.is_newest_first:
+            last_ms = min(wanted_ms, market.page_end_ms(timeframe, first_ms, limit))
         if last_ms is not None:
             params["endTime"] = last_ms
+        is_cut = last_ms is not None and last_ms < wanted_ms  # then it goes on behind it, whatever it has
+        began, feed = self._clock.monotonic(), f"{pair.name} {timeframe.name}"
 
         def parse(reply: Reply) -> Answer:
             newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS if last_ms is None else last_ms
-            candles = parse_klines(reply.body, timeframe, first_ms, newest_ms, limit)
-            if nonempty and not candles:
+            asked = Question(feed, timeframe, first_ms, newest_ms, limit, market.volume_field)
+            moment = reply.sent if self._settles_at_once else began
+            read = self._odd_rows.read(reply.body, asked, reply.sent, moment)
+            if nonempty and not read.rows and not is_cut:
                 raise BadReply("the klines reply has no candle where there must be some")
-            return Answer(candles, self._clock.at(reply.sent))
+            if is_cut and last_ms is not None:
+                read = read._replace(rows=limit, reached_ms=last_ms)
+            return Answer(read.candles, self._clock.at(reply.sent), read.rows, read.reached_ms)
 
-        return self._get(f"{self.market.prefix}/klines", params, self.market.klines_weight(limit), parse)
+        return self._get(f"{market.prefix}/klines", params, market.klines_weight(limit), parse)
+
+    @property
+    def can_tell_permissions(self) -> bool:
+        """Whether there is an address that tells what a key may do; a testnet has none."""
+        return bool(account_of(self._config.binance_market, self._config.binance_base_url))
 
     def key_permissions(self) -> dict[str, Any]:
         """Ask what the API key may do: a signed call, the only one that carries the key."""
         path = "/sapi/v1/account/apiRestrictions"
         return self._get(path, {}, 1, lambda reply: _parse_object(reply.body), signed=True)
 
-    def _get(
-        self, path: str, params: Params, weight: int, parse: Callable[[Reply], T], signed: bool = False
-    ) -> T:
-        """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
-        for attempt in range(1, self.attempts + 1):
-            try:
-                reply = self._ask(path, params, weight, signed)
-                with self._parsing:
-                    return parse(reply)
-            except TransientError as error:
-                say(logging.DEBUG, "request failed", path=path, attempt=attempt, reason=str(error))
-                self.errors.add(type(error).__name__)
-                if attempt == self.attempts:
-                    raise
-                if not isinstance(error, PauseError):
-                    self._clock.sleep(backoff_seconds(attempt, random.random()))
-        raise AssertionError("unreachable")
 
-    def _ask(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
-        """Send one request through the gate: a good reply, or the fitting error."""
-        with self.gate.admit(weight):
-            url = f"{self._config.binance_base_url}{path}?{urlencode(params)}".rstrip("?")
-            reply = self._counted(*self._signed(path, params) if signed else (url, {}))
-            used = reply.headers.get("x-mbx-used-weight-1m", "")
-            if re.fullmatch("[0-9]{1,9}", used):
-                self.gate.learn(int(used), self._clock.at(reply.sent))
-            if reply.status in PAUSES:
-                raise self._paused(reply)
-        with self._lock:
-            self._firewall_refusals = 0
-            self._latest_seconds.append(reply.received - reply.sent)
-        if reply.status != 200:
-            raise _error_of(reply)
-        return reply
+def look_up(binance: Binance, config: Config) -> Found:
+    """Ask which symbols there are, which of them are meant, and when those trade that have sessions.
 
-    def _counted(self, url: str, headers: dict[str, str]) -> Reply:
-        """Send one request, and count it and how long it took, whatever comes of it."""
-        status, began = "no answer", self._clock.monotonic()
+    Raises what `Binance` does, but where the sessions alone are not told: then they count as always open.
+    """
+    listings = binance.exchange_info().listings
+    volumes = binance.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
+    meant = expand_symbols(config.symbols, listings, volumes, config.max_symbols)
+    hours: Mapping[str, Hours] = {}
+    named = (listings.get(name.replace("/", "")) for name in meant.names)
+    if any(each and each.is_tradifi for each in named):
         try:
-            reply = self._send(url, headers)
-            status = str(reply.status)
-            return reply
-        finally:
-            self.requests.add(status)
-            self.on_request(self._clock.monotonic() - began)
-
-    def _signed(self, path: str, params: Params) -> tuple[str, dict[str, str]]:
-        """The address and headers of a signed request (HMAC-SHA256 over the query, appended last)."""
-        config, base = self._config, self._config.binance_base_url
-        if base == "https://fapi.binance.com":  # account endpoints live with the spot market
-            base = "https://api.binance.com"
-        query = urlencode({**params, "recvWindow": 5000, "timestamp": self._clock.now_ms()})
-        secret = (config.binance_secret_key or "").encode()
-        signature = hmac.new(secret, query.encode(), hashlib.sha256).hexdigest()
-        return f"{base}{path}?{query}&signature={signature}", {"X-MBX-APIKEY": config.binance_api_key or ""}
-
-    def _send(self, url: str, headers: dict[str, str]) -> Reply:
-        import httpx
-
-        sent = self._clock.monotonic()
-        try:
-            limits = {"timeout": HTTP_TIMEOUTS, "reply_seconds": REPLY_SECONDS}
-            request = httpx.Request("GET", url, headers=HTTP_HEADERS | headers, extensions=limits)
-            with closing(self._http.handle_request(request)) as response:
-                body = self._read(response)
-                return Reply(response.status_code, response.headers, body, sent, self._clock.monotonic())
-        except httpx.TimeoutException as error:
-            raise TransientError(f"no answer from Binance in time ({type(error).__name__})") from error
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise TransientError(f"the way to Binance failed: {error or type(error).__name__}") from error
-
-    def _read(self, response: httpx.Response) -> bytes:
-        """The body, bounded in size."""
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > MAX_REPLY_BYTES:
-                raise BadReply(f"a reply of more than {MAX_REPLY_BYTES >> 20} MB is refused")
-        return bytes(body)
-
-    def _paused(self, reply: Reply) -> PauseError:
-        """Pause the gate as the reply asks, and the error that says so."""
-        with self._lock:
-            if reply.status == 403 and reply.sent > self._refused_seconds:
-                self._firewall_refusals += 1
-                self._refused_seconds = reply.received
-            repeat = max(0, self._firewall_refusals - 1)
-        retry_after, now_ms = reply.headers.get("retry-after"), self._clock.now_ms()
-        seconds = pause_seconds(reply.status, retry_after, reply.body, now_ms, repeat)
-        reason = PAUSES[reply.status].reason
-        if self.gate.pause(seconds, reason):
-            event = "banned" if reply.status == 418 else "rate limited" if reply.status == 429 else "refused"
-            event = f"{event} by binance, pausing"
-            say(logging.WARNING, event, status=reply.status, seconds=round(seconds), reason=reason)
-            self.on_pause()
-        return PauseError(reason)
+            hours = binance.trading_hours()
+        except ExchangeError as error:
+            say(logging.WARNING, "trading sessions unknown, taken for always open", reason=str(error))
+    return Found(listings, meant, hours)
 
 
 def _error_of(reply: Reply) -> ExchangeError:
     """The error that a reply other than 200 stands for (codes: Binance's error documentation)."""
-    try:
-        refusal = _parse_object(reply.body)
-    except BadReply:
-        refusal = {}
-    code, text = refusal.get("code"), f"HTTP {reply.status}"
-    if type(code) is int:
-        message = str(refusal.get("msg", ""))[:160].encode(errors="replace").decode()
-        text += f", code {code}: {message}"
+    code, message = read_refusal(reply.body)
+    text = f"HTTP {reply.status}" + ("" if code is None else f", code {code}: {message}")
     if code == -1121:
         return SymbolError("unknown to Binance")
     if 300 <= reply.status < 400:
         return RefusedError(f"a redirect is not followed ({text}); is BINANCE_BASE_URL right?")
-    if reply.status >= 500 or code in PASSING_CODES or reply.status == 408:
+    if reply.status >= 500 or reply.status < 300 or code in PASSING_CODES or reply.status == 408:
         return TransientError(f"Binance answers {text}")
-    return RefusedError(f"Binance refuses: {text}")
+    hint = "" if type(code) is int else "; is BINANCE_BASE_URL right?"
+    return RefusedError(f"Binance refuses: {text}{hint}")
 
 
-def connect_http(config: Config) -> httpx.HTTPTransport:
-    """The connections to Binance: kept alive, at most one per worker, TLS verified, no redirects.
+def connect_http(config: Config) -> Transport:
+    """The connections to Binance: kept alive, at most one per thread that asks, TLS verified, no redirects.
 
     Raises ConfigError when what the environment says of certificates or proxies cannot be used.
     """
-    import httpx
-
-    from tet_extras.transport import Transport
+    from tet_extras.transport import Transport, stream_proxy
 
     base_url = config.binance_base_url
     # Plain http is for this machine alone when there are keys: no proxy may come in between.
     local = urlsplit(base_url).scheme == "http" and addresses.is_private(base_url)
     try:
-        return Transport(base_url, config.concurrent_requests, no_proxy=local)
-    except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
-        names = "SSL_CERT_FILE, SSL_CERT_DIR or a proxy variable such as HTTPS_PROXY"
-        problem = f"{names} (environment): cannot be used: {without_password(str(error))}"
+        if config.live:
+            stream_proxy(config.binance_stream_url)  # so that a bad one is told before anything starts
+        return Transport(base_url, MOST_CONCURRENT + BESIDE, no_proxy=local)
+    except Refusal as error:
+        raise ConfigError([str(error)]) from error
+    except OSError as error:
+        problem = f"SSL_CERT_FILE or SSL_CERT_DIR (environment): cannot be used: {error}"
         raise ConfigError([problem]) from error
 
 
@@ -2548,83 +1314,7 @@ MAX_STORE_BACKOFF_SECONDS = 30.0
 MAX_FAILOVER_BACKOFF_SECONDS = 4.0
 
 
-#: The one way by which anything is written, in one step: no reader sees half of it. A whole value is uploaded
-#: under a key of its own and renamed here: to pass it through Lua cost Redis five times as much.
-WRITE_SCRIPT = """
--- KEYS: the value's key; then the timestamp's, if both are on one server; then, if whole, the upload's.
--- ARGV: 1 age: last_update, data_end and last_candle_time of the value offered; '' for a value without
---       2 the latest last_update that is believed   3 timeframe   4 offset of a patch, -1: it is whole
---       5 what a patch replaces   6 with what   7 expiry in ms
---       8 the timestamp   9 its expiry in ms   10 channel   11 announcement
-local offset, found = tonumber(ARGV[4]), nil
-local upload = offset < 0 and table.remove(KEYS)
-local function refuse(...)
-  if upload then redis.call('DEL', upload) end
-  return {...}
-end
-for _, key in ipairs(KEYS) do
-  local kind = redis.call('TYPE', key).ok
-  if kind ~= 'string' and kind ~= 'none' then return refuse('taken', key, kind) end
-  found = found or kind
-end
-local same = not upload and redis.call('GETRANGE', KEYS[1], offset, -1) == ARGV[5]
-if not same and ARGV[1] ~= '' then
-  -- The end of a value of ours has its age. A damaged one may be written over.
-  local tail = redis.call('GETRANGE', KEYS[1], -512, -1)
-  local fields = string.sub(tail, string.find(tail, '"last_candle_time"', 1, true) or #tail)
-  local newest, update, closed, frame = string.match(fields, '^"last_candle_time":"([^"]+)",' ..
-    '"last_update":"([^"]+)","data_start":"[^"]+","data_end":"([^"]+)","data_completeness":[^,]+,' ..
-    '"candle_count":%d+,"timeframe":"([^"]+)","data_age_seconds":%d+} *$')
-  if update and frame == ARGV[3] and update <= ARGV[2] and update .. closed .. newest > ARGV[1] then
-    return refuse('newer')
-  end
-end
-if upload then
-  redis.call('RENAME', upload, KEYS[1])
-elseif same then
-  redis.call('SETRANGE', KEYS[1], offset, ARGV[6])
-else
-  return {'whole'}
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[7])
-if KEYS[2] then
-  redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
-  redis.call('PUBLISH', ARGV[10], ARGV[11])
-end
-return {found == 'none' and 'created' or 'written'}
-"""
-#: In a cluster a pair's keys are on different nodes: once its value is written, this writes the timestamp.
-STAMP_SCRIPT = """
--- KEYS: the timestamp's. ARGV: 1 it   2 the latest that is believed   3 its expiry in ms
---       4 channel   5 announcement
-local kind = redis.call('TYPE', KEYS[1]).ok
-if kind ~= 'string' and kind ~= 'none' then return {'taken', KEYS[1], kind} end
-local held = redis.call('GET', KEYS[1])
-if held and held > ARGV[1] and held <= ARGV[2] then return {'newer'} end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-redis.call('PUBLISH', ARGV[4], ARGV[5])
-return {'written'}
-"""
-#: How a member of several says that it is there, and who else is.
-MEMBER_SCRIPT = """
--- KEYS: the set of members' ids; the member's own. ARGV: 1 its id   2 its entry   3 expiry in ms
-local had = redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3], 'GET')
-redis.call('SADD', KEYS[1], ARGV[1])
-local found = {had and 'renewed' or 'joined'}
-for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  local entry = redis.call('GET', KEYS[1] .. ':' .. id)
-  if entry then
-    table.insert(found, id)
-    table.insert(found, entry)
-  else
-    redis.call('SREM', KEYS[1], id)
-  end
-end
-return found
-"""
 UPLOAD_MS = 30 * SECOND_MS  # an upload that was not renamed is gone after so long
-#: A value in Redis that was updated later than this from now is not believed: somebody's clock was wrong.
-MAX_AHEAD_MS = 60 * SECOND_MS
 
 #: How many bytes from the end of a stored value hold its fields and its newest candle, and then some.
 TAIL_BYTES = 1200
@@ -2638,75 +1328,48 @@ def _unless_error(answers: list[Any]) -> list[Any]:
     return answers
 
 
-class Outages:
-    """Which servers cannot be reached, why, and when each is tried again.
-
-    After a failed connection the next one waits, doubling; until then every call fails at once, so that
-    workers do not queue up for time-outs. Any thread may use it; `_lock` guards each change.
-    """
-
-    class Outage(NamedTuple):
-        """Of one server: how often in a row no connection could be had, until when to wait, and why."""
-
-        failures: int
-        retry_at_seconds: float  # monotonic
-        reason: str
-
-    def __init__(self, clock: Clock, most_seconds: float) -> None:
-        self._clock = clock
-        self._most_seconds = most_seconds
-        self._lock = threading.Lock()
-        self._away: dict[str, Outages.Outage] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._away)
-
-    def check(self, node: str) -> None:
-        """Raise StoreError while that server is not to be tried."""
-        if (outage := self._away.get(node)) and outage.retry_at_seconds > self._clock.monotonic():
-            raise StoreError(outage.reason)
-
-    def note(self, node: str, reason: str) -> bool:
-        """A server could not be reached. Returns whether that is news."""
-        with self._lock:
-            first, failures = not self._away, self._away[node].failures + 1 if node in self._away else 1
-            wait_seconds = min(self._most_seconds, 0.5 * 2.0 ** min(failures, 10))
-            self._away[node] = self.Outage(failures, self._clock.monotonic() + wait_seconds, reason)
-        return first
-
-    def over(self, node: str, nodes: set[str]) -> bool:
-        """A server answered; of all ``nodes`` only those count. Returns whether none is away any more."""
-        with self._lock:
-            was_away = bool(self._away)
-            self._away = {name: kept for name, kept in self._away.items() if name != node and name in nodes}
-            return was_away and not self._away
-
-    @property
-    def reason(self) -> str:
-        """Why a server is away; empty when none is."""
-        return next((outage.reason for outage in tuple(self._away.values())), "")
-
-    def retry_seconds(self, nodes: int) -> float:
-        """How long until a connection is tried; 0 while one of so many servers is well."""
-        ends = [outage.retry_at_seconds for outage in tuple(self._away.values())]
-        return max(0.0, min(ends) - self._clock.monotonic()) if ends and len(ends) >= nodes else 0.0
+def claimed(config: Config) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """What this service's values are made of, and who writes them."""
+    shares = f"GROUP {config.group}" if config.group else ""
+    if config.shard:
+        shares = f"SHARD of {config.shard[1]}"
+    timeframes = [timeframe.name for timeframe in config.timeframe]
+    made_of = (config.binance_market, config.binance_base_url, config.data_days)
+    return (
+        values_of(*made_of, config.closed_only, config.fields),
+        writer_of(shares, timeframes, config.symbols),
+    )
 
 
-class Store:
-    """Keeps values in Redis.
+def _objects(texts: Iterable[tuple[str, object]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and the JSON objects of those whose text is one."""
+    for name, text in texts:
+        with suppress(BadReply):
+            yield name, _parse_object(text if isinstance(text, bytes) else b"")
 
-    All that is written goes through `WRITE_SCRIPT`, in a cluster a timestamp through `STAMP_SCRIPT`. All
-    methods raise StoreError. Any thread may use it.
+
+class RedisCalls:
+    """Asks Redis: what fails is a StoreError, and a server that is away is not asked for a while.
+
+    All that is written goes through scripts. All methods raise StoreError. Any thread may use it.
     """
 
     def __init__(self, config: Config, clock: Clock, servers: Servers) -> None:
         self._config = config
         self._clock = clock
         self._servers = servers
-        self._in_cluster = config.redis_mode == "cluster"
         alone = config.redis_mode == "single" and not config.takes_part
         self.outages = Outages(clock, MAX_STORE_BACKOFF_SECONDS if alone else MAX_FAILOVER_BACKOFF_SECONDS)
-        self._pause_key = f"{PAUSE_KEY}:{config.egress}" if config.egress else PAUSE_KEY
+        self.keys = Keys(config.redis_prefix)
+        self._writes = Writes(self.keys, config, in_cluster=config.redis_mode == "cluster")
+        self._pause_key = pause_key(budget_of(config.binance_market, config.binance_base_url), config.egress)
+        in_url = urlsplit(addresses.redis_nodes(config.redis_addr)[0]).username  # a sentinel's is another one
+        self._user = (config.redis_mode != "sentinel" and in_url) or config.redis_username
+        self.notices = Notices()
+        self.pipeline = Pipeline(self, self._writes, self._answering, servers.node_of)
+        ask = partial(self._ask, CLAIM_SCRIPT, [self.keys.claim])
+        self.claim = Claim(ask, clock, self.notices, *claimed(config))
+        self._uploads = count()
 
     @contextmanager
     def _answering(self, key: str = "") -> Iterator[Servers]:
@@ -2722,9 +1385,13 @@ class Store:
         except AWAY as error:
             raise self._unreachable(node, error) from error
         except redis.RedisError as error:
-            raise StoreError(with_remedy("Redis refuses", error)) from error
+            raise self.refused(error, key) from error
         if self.outages and self.outages.over(node, self._servers.nodes()):
             say(logging.INFO, "redis reachable again")
+
+    def refused(self, error: Exception, key: str) -> StoreError:
+        """What an error of redis-py's means."""
+        return as_store_error(error, self._user, self.keys, key)
 
     def _unreachable(self, node: str, error: Exception) -> StoreError:
         """Note that no connection could be had; a wrong password is none either, and is reported as such."""
@@ -2732,7 +1399,7 @@ class Store:
 
         error = error.__cause__ if isinstance(error.__cause__, redis.AuthenticationError) else error
         refused = isinstance(error, redis.AuthenticationError)
-        where = node or without_password(self._config.redis_addr)
+        where = node or shown_address(self._config.redis_addr)
         reason = with_remedy(
             f"Redis at {where} {'refuses the login' if refused else 'does not answer'}", error
         )
@@ -2746,21 +1413,38 @@ class Store:
         """How long until the next connection is tried; 0 when nothing is wrong, or something else works."""
         return self.outages.retry_seconds(len(self._servers.nodes())) if self.outages else 0.0
 
+    @property
+    def believed(self) -> Believed:
+        """Up to when times are believed."""
+        return Believed.at(self._clock.now_ms())
+
     def prepare(self) -> None:
         """See whether Redis answers, lets us in, and runs the scripts by which all is written."""
         with self._answering() as servers:
             servers.ping()
-            for script in (WRITE_SCRIPT, STAMP_SCRIPT) if self._in_cluster else (WRITE_SCRIPT,):
+            for script in (WRITE_SCRIPT, PATCH_SCRIPT, STAMP_SCRIPT, CLAIM_SCRIPT):
                 servers.load(script)
 
-    def run(
-        self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
-    ) -> str:
-        """Run a script on one server: its answer's first word. Raises TakenError, too."""
-        answer, *details = self._ask(script, keys, *arguments, upload=upload)
+    def run(self, write: Write) -> list[str]:
+        """Run a script by which something is written: the words of its answer.
+
+        An announcement that was refused is said once; what is written is written. Raises TakenError, too,
+        and ClaimedError.
+        """
+        self.claim.check()
+        return self.understood(self._ask(write.script, write.keys, *write.arguments, upload=write.upload))
+
+    def understood(self, words: list[str]) -> list[str]:
+        """The words of an answer to a write."""
+        answer, *details = words
         if answer == "taken":
             raise TakenError(*details)
-        return answer
+        if answer == "lost":
+            raise StoreError("Redis has dropped a value before it was in place: does it evict? (maxmemory)")
+        if answer in ("created", "written") and details:
+            reason = rights_of(details[0], self._user, self.keys)
+            self.notices.note("announcements", f"updates are written, but not announced: {reason}")
+        return words
 
     def _ask(
         self, script: str, keys: Sequence[str], *arguments: bytes | str | int, upload: object = None
@@ -2773,83 +1457,89 @@ class Store:
 
         commands: list[Sequence[Any]] = []
         if upload is not None:
-            keys = [*keys, UPLOAD_KEY.format(key=keys[0])]
+            name = (
+                f"{self.claim.id}-{next(self._uploads)}"  # nobody else's, whoever writes that key meanwhile
+            )
+            keys = [*keys, self.keys.upload(keys[0], name)]
             commands.append(("SET", keys[-1], upload, "PX", UPLOAD_MS))
-        commands.append(("EVALSHA", _sha_of(script), len(keys), *keys, *arguments))
+        commands.append(("EVALSHA", sha_of(script), len(keys), *keys, *arguments))
         with self._answering(keys[0]) as servers:
             try:
                 answers = _unless_error(servers.together(commands))[-1]
             except redis.exceptions.NoScriptError:  # the server was restarted, or was a replica before
                 servers.load(script, keys[0])
                 answers = _unless_error(servers.together(commands))[-1]
+            except redis.ResponseError:
+                with suppress(redis.RedisError):  # full: what was uploaded takes the room of all else
+                    servers.together([("DEL", keys[-1])] if upload is not None else [])
+                raise
         return [part.decode() for part in answers]
+
+
+class Store(RedisCalls):
+    """Keeps values in Redis: candles, the status, the pause, what members say. See `RedisCalls`."""
 
     def renew_member(self, member: str, entry: Mapping[str, object], expiry_ms: int) -> tuple[bool, Texts]:
         """Say that a member is there. Returns whether its key was gone, and the entries of all by id."""
-        keys = [MEMBERS_KEY, f"{MEMBERS_KEY}:{member}"]
+        keys = [self.keys.members, f"{self.keys.members}:{member}"]
         answer, *found = self._ask(MEMBER_SCRIPT, keys, member, json.dumps(entry), expiry_ms)
         return answer == "joined", dict(zip(found[::2], found[1::2], strict=True))
+
+    def save_selection(self, selection: Selection, expiry_seconds: float) -> None:
+        """Keep what members have under its digest, for the others to read; alike ones share it."""
+        self._write_plain(self.keys.selection(selection.digest), selection.text(), expiry_seconds)
+
+    def load_selection(self, digest: str) -> Selection | None:
+        """What a member has, by its digest; None where that is not there."""
+        return parse_selection(self.load(self.keys.selection(digest))[0] or b"")
 
     def _write_plain(self, key: str, text: str, expiry_seconds: float) -> str:
         """Write a text with an expiry."""
         expiry_ms = max(1, round(expiry_seconds * SECOND_MS))
-        return self.run(WRITE_SCRIPT, [key], "", "", "", -1, "", "", expiry_ms, upload=text)
+        return self.run(Write(WRITE_SCRIPT, [key], [*[""] * 6, expiry_ms], text.encode()))[0]
 
-    def save(
-        self, pair: Pair, image: Image, patch: Patch | None, good_ms: int, announcement: Mapping[str, object]
-    ) -> str:
-        """Write a pair's value, whole or as a patch, and its timestamp, and announce it: one round trip.
+    def save(self, pair: Pair, image: Image, news: Announcement, unsound: bytes = b"") -> list[str]:
+        """Write a pair's value whole, and its timestamp, and announce it: one round trip, in a cluster two.
 
-        In a cluster it is two, the value before the timestamp, so that who trusts the timestamp never reads
-        an older value. ``good_ms`` is the time of the last good update, exchange time. Returns "created" or
-        "written"; or "newer" where Redis has a newer value, and "whole" where it has not what the patch is
-        for: nothing is written then.
+        ``unsound`` is the end of a value that may be written over though it is newer. Returns "created" or
+        "written". Else nothing is written: "newer" where Redis has newer candles, or the same of a later
+        update; "ahead" and its last_update, where older ones have a later one.
         """
-        series, timeframe, config = image.series, image.series.timeframe, self._config
-        age = "".join(map(iso_time, (good_ms, series.closed_end_ms, series.opens[image.end - 1])))
-        latest = iso_time(self._clock.now_ms() + MAX_AHEAD_MS)
-        offset, expected, new = patch[:3] if patch else (-1, b"", b"")
-        value_key, stamp_key = kline_key(timeframe, pair), timestamp_key(timeframe, pair)
-        stamp = (iso_time(good_ms), config.timestamp_ttl * SECOND_MS)
-        news = (UPDATES_CHANNEL, json.dumps(announcement, separators=(",", ":")))
-        answer = self.run(
-            WRITE_SCRIPT,
-            [value_key] if self._in_cluster else [value_key, stamp_key],
-            *(age, latest, timeframe.name, offset, expected, new, config.kline_ttl * SECOND_MS),
-            *(*stamp, *news),
-            upload=None if patch else image.whole(),
-        )
-        if self._in_cluster and answer in ("created", "written"):
-            self.run(STAMP_SCRIPT, [stamp_key], stamp[0], latest, stamp[1], *news)
+        answer = self.run(self._writes.whole(pair, image, news, unsound, self.believed))
+        return self._stamped(pair, image, news, answer)
+
+    def patch(self, pair: Pair, patch: Patch, news: Announcement) -> list[str]:
+        """Write what changed of a pair's value, as `save` does.
+
+        Returns "written"; where Redis has not what the patch is for "whole", or "gone" where it has nothing.
+        """
+        return self._stamped(pair, patch.image, news, self.run(self._writes.patch(pair, patch, news)))
+
+    def _stamped(self, pair: Pair, image: Image, news: Announcement, answer: list[str]) -> list[str]:
+        """The answer, once the timestamp is written, which in a cluster is on another node."""
+        if self._writes.in_cluster and answer[0] in ("created", "written"):
+            self.run(self._writes.stamp(pair, image, news, self.believed))
         return answer
 
-    def save_status(self, status: Mapping[str, object]) -> bool:
-        """Write the status key. Returns whether there was one before: if not, Redis may have been emptied."""
+    def save_status(self, status: Mapping[str, object], member: str = "") -> bool:
+        """Write the status, or a member's own. Returns whether there was one: else Redis may be emptied."""
+        key = self.keys.member_status(member) if member else self.keys.status
         text = json.dumps(status, separators=(",", ":"))
-        return self._write_plain(STATUS_KEY, text, self._config.status_ttl) == "written"
+        return self._write_plain(key, text, self._config.status_ttl) == "written"
 
-    def save_member_status(self, member: str, status: Mapping[str, object]) -> bool:
-        """Write a member's own status. Returns whether there was one before."""
-        text = json.dumps(status, separators=(",", ":"))
-        return (
-            self._write_plain(MEMBER_STATUS_KEY.format(id=member), text, self._config.status_ttl) == "written"
-        )
-
-    def load_member_statuses(self, members: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What members have written of themselves, of those that have."""
-        found = {}
-        for member in members:
-            text, _ = self.load(MEMBER_STATUS_KEY.format(id=member))
-            with suppress(BadReply):
-                found[member] = _parse_object(text or b"")
-        return found
+    def load_member_statuses(self, members: Collection[str]) -> dict[str, dict[str, Any]]:
+        """What members have written of themselves, of those that have; in one round trip."""
+        commands = [("GET", self.keys.member_status(member)) for member in members]
+        with self._answering() as servers:
+            texts = servers.together(commands) if commands else []
+        return dict(_objects(zip(members, texts, strict=True)))
 
     def load_status(self) -> tuple[dict[str, Any], float] | None:
         """The status, and how many seconds ago it was written; None when there is none.
 
         Its age follows from its expiry, so that nobody's clock matters.
         """
-        text, left_ms = self.load(STATUS_KEY)
+        text, left_ms = self.load(self.keys.status)
         try:
             status = _parse_object(text or b"")
             return status, max(0.0, float(status["ttl_seconds"]) - left_ms / SECOND_MS)
@@ -2866,22 +1556,32 @@ class Store:
         return value, left_ms
 
     def load_tails(self, feeds: Sequence[tuple[Pair, Timeframe]]) -> list[tuple[bytes | Exception, object]]:
-        """Each value's last `TAIL_BYTES`, empty where there is none, and timestamp; in one round trip."""
+        """Each value's end, `TAIL_BYTES`, empty where there is none, and timestamp.
+
+        Blanks are not counted: there is one where there are many.
+        """
         commands: list[Sequence[Any]] = []
+        script = sha_of(LOOK_SCRIPT)
         for pair, timeframe in feeds:
-            commands.append(("GETRANGE", kline_key(timeframe, pair), -TAIL_BYTES, -1))
-            commands.append(("GET", timestamp_key(timeframe, pair)))
+            commands.append(("EVALSHA", script, 1, self.keys.kline(timeframe, pair), TAIL_BYTES))
+            commands.append(("GET", self.keys.timestamp(timeframe, pair)))
         with self._answering() as servers:
+            servers.load(LOOK_SCRIPT)
             found = servers.together(commands)
         return list(zip(found[::2], found[1::2], strict=True))
 
+    def info(self, key: str) -> Mapping[str, Any]:
+        """What the server says of itself, in a cluster the one that has the key."""
+        with self._answering(key) as servers:
+            return servers.info(key)
+
     def try_write(self) -> None:
         """See whether Redis takes writes, with a key that is gone a second later."""
-        self._write_plain(HEALTH_KEY, "written by a health check", 1.0)
+        self._write_plain(self.keys.health, "written by a health check", 1.0)
 
     def save_pause(self, until_ms: int, seconds: float, reason: str) -> None:
         """Keep a pause for as long as it lasts, so that a restart honours it."""
-        base_url = self._config.binance_base_url
+        base_url = shown_address(self._config.binance_base_url)
         text = json.dumps({"until": iso_time(until_ms), "reason": reason, "base_url": base_url})
         self._write_plain(self._pause_key, text, seconds)
 
@@ -2895,18 +1595,13 @@ class Store:
             pause = _parse_object(text or b"")
         except BadReply:
             return None
-        if pause.get("base_url") != self._config.binance_base_url or left_ms <= 0:
+        if pause.get("base_url") != shown_address(self._config.binance_base_url) or left_ms <= 0:
             return None
         return left_ms / SECOND_MS, str(pause.get("reason", ""))[:200]
 
     def close(self) -> None:
         """Close all connections."""
         self._servers.close()
-
-
-@lru_cache(maxsize=8)
-def _sha_of(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def connect_redis(config: Config) -> Servers:
@@ -2957,6 +1652,10 @@ class Fetcher:
         """The most candles that one request asks for."""
         return self._binance.market.page_rows
 
+    def page_end_ms(self, timeframe: Timeframe, first_ms: int) -> int:
+        """The open time up to which one request may ask."""
+        return self._binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
+
     def pages(
         self,
         pair: Pair,
@@ -2965,12 +1664,13 @@ class Fetcher:
         confirmed: bool,
         exhausted_ms: int,
         proven_ms: int = 0,
+        hours: Hours = ALWAYS_OPEN,
     ) -> Iterator[Page]:
         """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
 
-        What closed since ``proven_ms`` is fetched again, to prove what streams have told; 0 is nothing.
+        What closed since ``proven_ms`` is fetched again, to prove what was streamed; 0 is nothing.
         Where the exchange contradicts what was not ``confirmed`` before, all is fetched from the window's
-        start. Raises what `Binance.klines` does.
+        start. What is missing outside the market's ``hours`` is no gap. Raises what `Binance.klines` does.
         """
         keep = timeframe.candles_in_days(self._config.data_days)
         start_ms = self._clock.now_ms()
@@ -2990,15 +1690,18 @@ class Fetcher:
             first_ms = first_open_to_ask(series, keep, 0, start_ms)
             answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
         while True:
-            candles = self._with_gaps_filled(pair, series, answer.candles, first_ms)
+            candles = self._with_gaps_filled(pair, series, answer.candles, first_ms, hours)
             series = absorb(series, candles, answer.asked_ms, keep)
-            first_ms = timeframe.close_of(newest_of(candles)) if candles else first_ms
+            if answer.reached_ms >= first_ms:
+                first_ms = timeframe.close_of(answer.reached_ms)
             up_to_date = first_ms > now_open_ms
             if not up_to_date and not full:
                 # Only the forming candle may be missing without a question: the exchange lags behind a
                 # close. What else is missing at the end is asked for once more, and noted.
                 up_to_date = first_ms in (exhausted_ms, now_open_ms)
                 exhausted_ms = first_ms
+            if up_to_date and not series:
+                raise BadReply("the exchange has no candle on the grid")
             yield Page(Answer(candles, answer.asked_ms), series, exhausted_ms, up_to_date)
             if up_to_date:
                 return
@@ -3014,8 +1717,8 @@ class Fetcher:
         now_open_ms = timeframe.floor(self._clock.now_ms())
         rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
         limit = min(self.page_rows, rows)
-        answer = self._binance.klines(pair.symbol, timeframe, first_ms, limit, nonempty=nonempty)
-        return answer, now_open_ms, len(answer.candles) >= limit
+        answer = self._binance.klines(pair, timeframe, first_ms, limit, nonempty=nonempty)
+        return answer, now_open_ms, answer.rows >= limit and answer.reached_ms >= first_ms
 
     def window(
         self, pair: Pair, timeframe: Timeframe, first_ms: int, last_ms: int
@@ -3025,23 +1728,27 @@ class Fetcher:
         What ended less than `MAX_LAG_MS` before it was asked for may be unfinished in it.
         """
         while first_ms <= last_ms:
-            rows = min(self.page_rows, timeframe.count(first_ms, last_ms))
-            end_ms = timeframe.shift(first_ms, rows - 1)
-            answer = self._binance.klines(pair.symbol, timeframe, first_ms, rows, end_ms)
+            end_ms = min(last_ms, self.page_end_ms(timeframe, first_ms))
+            rows = timeframe.count(first_ms, end_ms)
+            answer = self._binance.klines(pair, timeframe, first_ms, rows, end_ms)
             yield first_ms, answer
             first_ms = timeframe.close_of(end_ms)
 
-    def _with_gaps_filled(self, pair: Pair, series: Series, candles: Candles, first_ms: int) -> Candles:
+    def _with_gaps_filled(
+        self, pair: Pair, series: Series, candles: Candles, first_ms: int, hours: Hours
+    ) -> Candles:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
+        ends = series.timeframe.close_of
         missing = missing_opens(series, candles, first_ms)
+        missing = [open_ms for open_ms in missing if not hours.are_closed(open_ms, ends(open_ms))]
         if not missing:
             return candles
         timeframe, found = series.timeframe, dict(candles)
         while missing:
             limit = min(self.page_rows, timeframe.count(missing[0], missing[-1]))
-            answer = self._binance.klines(pair.symbol, timeframe, missing[0], limit, missing[-1])
+            answer = self._binance.klines(pair, timeframe, missing[0], limit, missing[-1])
             found = answer.candles | found  # another server may lag behind the first one
-            reached_ms = newest_of(answer.candles) if len(answer.candles) == limit else missing[-1]
+            reached_ms = max(answer.reached_ms, missing[0]) if answer.rows >= limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
         return dict(sorted(found.items()))
 
@@ -3051,47 +1758,60 @@ class Fetcher:
 # ------------------------------------------------------------------------------
 
 FLUSH_AGAIN_SECONDS = 10.0
-FLUSH_SECONDS = 1.0  # then the next tick goes on
-STATUS_SECONDS = 15.0
+FLUSH_SECONDS = 1.0  # then the next look goes on: a member's key is to be renewed in between
+PUT_TRIES = 5  # until a write suits what others write meanwhile
+
+
+def memory_needed(config: Config) -> int:
+    """About how many bytes Redis needs for the values of all configured pairs."""
+    return needed_bytes(figures.estimate(config.most_symbols, config).stored_bytes)
+
+
+def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Stored:
+    """What a value of Redis holds, if it is sound and of this configuration. Raises StoredValueError."""
+    wanted = feed.timeframe.candles_in_days(config.data_days)
+    newest_ms = clock.now_ms() + CLOCK_TOLERANCE_MS
+    stored = read_stored_value(value, feed.timeframe, wanted, newest_ms, any_prices, config.kept_fields)
+    if config.closed_only and not stored.series.newest_is_closed:
+        raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
+    return stored
+
+
+def fresh_mark() -> bytes:
+    """A mark that no other value has."""
+    return mark_of(secrets.randbits(MARK_BITS))
+
+
+def has_expired(config: Config, clock: Clock, feed: Feed) -> bool:
+    """Whether Redis may have dropped what was written last since its time was over."""
+    return clock.now_ms() - feed.updated_ms > config.kline_ttl * 0.9 * SECOND_MS
 
 
 class Writer:
-    """What goes to Redis, and when: candles, what is buffered, what Redis has lost, pause and status.
+    """Which candles go to Redis, and when: what is new, what is buffered, what Redis has lost.
 
     Nothing is written under a key of another program, nor over a newer value: Redis sees to that. Any thread
-    may write a feed, which is `Feed.writing` meanwhile, and workers the pause; all else is the main thread's,
-    or a worker's that it waits for. A field that both change is set in one step.
+    may write a feed, which is `Feed.writing` meanwhile; all else is done by the one worker that tells Redis.
+    A field that others change, too, is set in one step.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        store: Store,
-        gate: RequestGate,
-        on_close: Callable[[float, bool], None],
-    ) -> None:
+    def __init__(self, config: Config, clock: Clock, store: Store, listener: Listener) -> None:
         self._config = config
         self._clock = clock
         self._store = store
-        self._gate = gate
-        self._on_close = on_close
-        self.on_written: Callable[[Mapping[str, object]], None] = lambda announcement: None
-        self._warned: set[str] = set()  # what cannot be written, since its key is another program's
+        self._listener = listener
         self._flush_at_seconds = 0.0  # monotonic
-        self._status_at_seconds = 0.0  # monotonic
-        self._wrote_status = False
-        self.publish: Callable[[Mapping[str, object]], bool] = store.save_status  # says whether one was there
         self.evicting = False
-        self._pause_saved = True
+        self._drafts = Drafts(config, fresh_mark)
+        self._read_back = partial(read_back, config, clock)
+        self._has_expired = partial(has_expired, config, clock)
+        self.losses = Losses(store.info, clock, store.notices, partial(memory_needed, config))
 
-    # Reading back
-
-    def restore(self, feed: Feed) -> None:
+    def restore(self, feed: Feed, any_prices: bool = False) -> None:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
-        value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
+        value = self._load(feed)
         try:
-            feed.restored(None if value is None else self._read_back(feed, value))
+            feed.restored(None if value is None else self._read_back(feed, value, any_prices))
         except StoredValueError as error:
             say(logging.WARNING, "stored value not usable, backfilling", feed=feed.name, reason=str(error))
             feed.restored(None)
@@ -3109,130 +1829,151 @@ class Writer:
         facts = {"restored": restored, "to_backfill": len(feeds) - restored}
         say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
 
-    def _read_back(self, feed: Feed, value: bytes) -> Stored:
-        """What a value holds. Raises StoredValueError."""
-        wanted, closed_only = feed.timeframe.candles_in_days(self._config.data_days), self._config.closed_only
-        newest_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
-        stored = read_stored_value(value, feed.timeframe, wanted, newest_ms)
-        if closed_only and not stored.series.newest_is_closed:
-            raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
-        return stored
+    def _load(self, feed: Feed) -> bytes | None:
+        return self._store.load(self._store.keys.kline(feed.timeframe, feed.pair))[0]
 
-    def restore_pause(self) -> None:
-        """Honour a pause from before the restart. Raises StoreError."""
-        try:
-            pause = self._store.load_pause()
-        except TakenError as error:
-            return self._deferred("pause", error)
-        if pause:
-            seconds, reason = pause
-            self._gate.pause(seconds, reason)
-            event = "restored a pause from before the restart"
-            say(logging.WARNING, event, seconds=round(seconds), reason=reason)
-        return None
+    def write(self, feed: Feed) -> bool:
+        """Write a feed's candles and announce them. Returns whether Redis has them, or newer ones, now.
 
-    # Candles
-
-    def write(self, feed: Feed) -> None:
-        """Write a feed's candles and announce them. Raises StoreError; the feed is buffered then."""
+        Not so while there is none to store, and where the exchange has to decide between these and what
+        somebody else has written. Raises StoreError; the feed is buffered then.
+        """
         with feed.writing:
-            with feed.lock:
-                series, fetched_ms, old, by_stream = feed.series, feed.fetched_ms, feed.image, feed.by_stream
-            if series is None or not (count := series.stored_count(self._config.closed_only)):
-                return None  # a pair so new that no candle has closed yet
-            end_ms, known_end_ms = series.closed_end_ms, feed.stored_end_ms
-            announcement = {
-                "symbol": feed.pair.name,
-                "timeframe": feed.timeframe.name,
-                "last_candle_time": iso_time(series.opens[count - 1]),
-                "candle_closed": end_ms > known_end_ms > 0,
-            }
+            if not (draft := self._drafts.of(feed, self._clock.now_ms())):
+                feed.buffered = False  # a pair so new that no candle has closed yet
+                return False
             try:
-                image = self._put(feed, old, series, fetched_ms, announcement)
-            except StoreError:
-                feed.not_written()
+                image = self._put(draft)
+                if image is None:  # another instance was faster: go on from what it wrote
+                    say(logging.INFO, "redis has a newer value, restoring it", feed=feed.name)
+                    self.restore(feed)
+                    return feed.series is not None
+            except StoreError as error:
+                self._not_written(feed, error)
                 raise
             except StoredValueError as error:
                 say(
-                    logging.WARNING, "redis has other candles, backfilling", feed=feed.name, reason=str(error)
+                    logging.WARNING, "redis has other candles, backfilling", feed=feed.name, reason=f"{error}"
                 )
-                return feed.disputed()
-            if image is None:  # another instance was faster: go on from what it wrote
-                say(logging.INFO, "redis has a newer value, restoring it", feed=feed.name)
-                return self.restore(feed)
-            feed.written(image, fetched_ms)
-            self.on_written(announcement)
-            if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
-                self._on_close((self._clock.now_ms() - end_ms) / SECOND_MS, by_stream)
-            if self.evicting:
-                feed.evicted()
-            return None
+                feed.disputed()
+                return False
+            self._written(draft, image)
+            return True
 
-    def _put(
-        self,
-        feed: Feed,
-        old: Image | None,
-        series: Series,
-        fetched_ms: int,
-        announcement: Mapping[str, object],
-    ) -> Image | None:
+    def route(self, feed: Feed) -> str:
+        """What names the servers that a feed's keys are on: who shares it may be written at once."""
+        return self._store.pipeline.route(feed.pair, feed.timeframe)
+
+    def write_all(self, feeds: Sequence[Feed]) -> None:
+        """Write feeds of one route, patches in one round trip; what fails is its feed's error."""
+        with ExitStack() as held:
+            free = [feed for feed in feeds if feed.writing.acquire(blocking=False)]
+            _ = [held.callback(feed.writing.release) for feed in free]
+            others = [feed for feed in feeds if feed not in free] + self._patch_all(free)
+        for feed in others:
+            try:
+                self.write(feed)
+                feed.flushed()
+            except StoreError as error:
+                feed.tried(error, feed.tried_ms)
+
+    def _patch_all(self, feeds: Sequence[Feed]) -> list[Feed]:
+        """Write those that are known in Redis as patches; returns what is left to be written."""
+        now_ms = self._clock.now_ms()
+        drafts = [draft for feed in feeds if (draft := self._drafts.of(feed, now_ms))]
+        made = [(draft, draft.old and self._drafts.patch(draft, draft.old)) for draft in drafts]
+        patches = [(draft, patch) for draft, patch in made if patch]
+        answers = self._store.pipeline.patch([(draft.feed.pair, *made) for draft, made in patches])
+        done = set()
+        for (draft, (patch, _)), answer in zip(patches, answers, strict=True):
+            if isinstance(answer, StoreError):
+                self._not_written(draft.feed, answer)
+                draft.feed.tried(answer, draft.feed.tried_ms)
+            elif answer[0] == "written":
+                self._written(draft, patch.image)
+                draft.feed.flushed()
+            else:
+                continue
+            done.add(draft.feed)
+        return [feed for feed in feeds if feed not in done]
+
+    def _not_written(self, feed: Feed, error: StoreError) -> None:
+        feed.not_written()
+        if isinstance(error, FullError):
+            self.losses.full(feed.name)
+
+    def _written(self, draft: Draft, image: Image) -> None:
+        """Redis has it."""
+        feed, known_end_ms, end_ms = draft.feed, draft.known_end_ms, image.series.closed_end_ms
+        feed.written(image, draft.fetched_ms)
+        self.losses.written(feed.name)
+        self._listener.written()
+        if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
+            self._listener.closed((self._clock.now_ms() - end_ms) / SECOND_MS, draft.by_stream)
+        if self.evicting:
+            feed.evicted()
+
+    def _put(self, draft: Draft) -> Image | None:
         """Write what changed, or the value whole; returns what Redis has then, None if that is newer.
 
         Raises StoredValueError where somebody else has written other closed candles.
         """
-        pair, wanted = feed.pair, series.timeframe.candles_in_days(self._config.data_days)
-        image = make_image(series, wanted, fetched_ms, self._config.closed_only)
-        patch, answer = make_patch(old, image) if old else None, "whole"
-        if patch:
-            answer = self._store.save(pair, image, patch, fetched_ms, announcement)
-            image = patch.image if answer != "whole" else image
-            if answer == "whole":
-                self._compare(feed, series)
-        if answer == "whole":
-            answer = self._store.save(pair, image, None, fetched_ms, announcement)
-        return None if answer == "newer" else image
+        feed, old, good_ms, unsound = draft.feed, draft.old, draft.good_ms, b""
+        for _ in range(PUT_TRIES):
+            if old and (made := self._drafts.patch(draft, old)):
+                image, (answer, *dated) = made[0].image, self._store.patch(feed.pair, *made)
+            else:
+                if not old and not self.losses.may_rewrite(feed.name):
+                    raise StoreError(self.losses.evicting)
+                image = self._drafts.image(draft, good_ms)
+                news = announce(feed.pair, image, None, draft.known_end_ms)
+                answer, *dated = self._store.save(feed.pair, image, news, unsound)
+            if old and answer in ("created", "gone") and not self._has_expired(feed):
+                self.losses.note(self._store.keys.kline(feed.timeframe, feed.pair))
+            if answer in ("created", "written"):
+                return image
+            if answer == "ahead":  # readers have seen that time, if with older candles
+                good_ms = parse_iso_time(dated[0])
+                continue
+            old = None
+            if answer == "gone":
+                continue
+            read, found = (
+                partial(self._read_back, feed, any_prices=True),
+                self._load(feed) or b"",
+            )
+            theirs = compared(image, found, read, self._clock.now_ms())
+            if theirs.is_newer or (answer == "newer" and (not theirs.unsound or feed.lagging)):
+                return None
+            unsound = theirs.unsound if answer == "newer" else b""
+        return None
 
-    def _compare(self, feed: Feed, series: Series) -> None:
-        """See whether what somebody else has written has the same closed candles. Raises StoredValueError."""
-        value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
-        try:
-            theirs = self._read_back(feed, value or b"").series
-        except StoredValueError:
-            return  # gone or damaged: it is written over
-        first_ms = max(theirs.opens[0], series.opens[0])
-        held = {open_ms: theirs.entry(place) for place, open_ms in enumerate(theirs.opens)}
-        shared = {open_ms: entry for open_ms, entry in held.items() if open_ms >= first_ms}
-        if found := differences(series, shared, first_ms, theirs.closed_end_ms):
-            at = iso_time(found[0].open_ms)
-            raise StoredValueError(f"{len(found)} closed candles differ, such as that of {at}")
-
-    def flush(self, feeds: Iterable[Feed]) -> None:
-        """Write what is buffered, without waiting for the next cycle. Raises Stopped."""
-        if not self._pause_saved and not self._store.retry_seconds and self._gate.pause_left_seconds():
-            self.save_pause()
+    def flush(self, feeds: Iterable[Feed]) -> int:
+        """Write what is buffered, without waiting for the next cycle; returns how much. Raises Stopped."""
         buffered = [feed for feed in feeds if feed.buffered]
         if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
-            return
+            return 0
         began = self._clock.monotonic()
         self._flush_at_seconds = began + FLUSH_AGAIN_SECONDS
         flushed = 0
         for tried, feed in enumerate(buffered):
             self._clock.check()
             if self._clock.monotonic() > began + FLUSH_SECONDS:
-                self._flush_at_seconds = 0.0  # the main thread has more to do
+                self._flush_at_seconds = 0.0  # Redis is to be told more
                 buffered = buffered[:tried]
                 break
             try:
-                self.write(feed)
-                flushed += 1
+                flushed += self.write(feed)
                 feed.flushed()
             except StoreError as error:
                 say(logging.DEBUG, "deferred, will retry", what=feed.name, reason=str(error))
+                if isinstance(error, FullError):
+                    break  # each try sends a value whole
         if flushed:
             say(logging.INFO, "buffered updates flushed", flushed=flushed)
-            self._status_at_seconds = 0.0
         if flushed == len(buffered):
             self._flush_at_seconds = 0.0
+        return flushed
 
     def limit_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
@@ -3243,837 +1984,14 @@ class Writer:
         event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
         say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
         for feed in feeds:
-            if not feed.buffered:
-                feed.evicted()
-
-    # Pause and status
-
-    def save_pause(self) -> None:
-        """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
-        gate, self._pause_saved = self._gate, True
-        try:
-            if self._config.takes_part and (held := self._store.load_pause()):
-                gate.pause(*held)  # another member's may be longer
-            self._store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
-        except StoreError as error:
-            self._pause_saved = isinstance(error, TakenError)
-            self._deferred("pause", error)
-        self._status_at_seconds = 0.0  # so that the next tick shows it
-
-    def status_is_due(self) -> bool:
-        """Whether the status is to be written again: regularly, or at once."""
-        return self._clock.monotonic() - self._status_at_seconds >= STATUS_SECONDS
-
-    def write_status(self, fields: Callable[[], Mapping[str, object]], feeds: Iterable[Feed]) -> None:
-        """Write the status; where the last one is gone, all else is, and is to be written again."""
-        self._status_at_seconds = (
-            self._clock.monotonic()
-        )  # first: what changes from here on makes it due again
-        try:
-            existed = self.publish(fields())
-        except StoreError as error:
-            return self._deferred("status", error)
-        if not existed and self._wrote_status and self._config.status_ttl > 4 * STATUS_SECONDS:
-            say(logging.WARNING, "redis has lost what was stored; writing it again")
-            for feed in feeds:
-                feed.not_written()
-            if self._gate.pause_left_seconds():
-                self.save_pause()
-        self._wrote_status = True
-        return None
-
-    def _deferred(self, what: str, error: StoreError) -> None:
-        """Log a write that failed; another program's key is worth a warning, once."""
-        if isinstance(error, TakenError) and what not in self._warned:
-            self._warned.add(what)
-            return say(logging.WARNING, str(error))
-        return say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
-
-
-# ------------------------------------------------------------------------------
-# Members: several instances that share the pairs, and the rate of their address
-#
-# Each member renews a key of its own every 2 s; Redis lets it expire after 10 s, so that nobody's clock
-# matters. Whoever renews is told who else is there, and computes alone who owns which pair (`owner_of`) and
-# its part of the rate. They agree as soon as all have looked: within 2 s of a change, and a tick.
-#
-# A member may send requests for as long as its lease lasts, 8 s from a renewal: it is over before the
-# others can think it gone. One that was frozen, or cut off from Redis, finds its lease over when it wakes up,
-# and renews before it goes on. One that is new, or whose key is gone, waits `JOIN_SECONDS` first: until the
-# others have seen it, let go of what it owns now, and slowed down. What it still writes of before, the script
-# refuses if it is older than what is there.
-# ------------------------------------------------------------------------------
-
-TICK_SECONDS = 1.0  # of the main thread
-RENEW_SECONDS = 2.0
-MEMBER_MS = 10 * SECOND_MS
-LEASE_SECONDS = 8.0
-JOIN_SECONDS = 4.0
-
-
-class Membership:
-    """This instance among others: it renews its key, and learns from who is there what it owns.
-
-    Without GROUP, SHARD and EGRESS it does nothing. The main thread's alone, but `join`.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        store: Store,
-        gate: RequestGate,
-        own: Callable[[Callable[[Pair], bool]], None],
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._store = store
-        self._gate = gate
-        self._own = own
-        self._roster = Roster()
-        self._owners: tuple[str, ...] = ()
-        self.told: Sequence[Mapping[str, object]] = ()  # what the status last said of each member
-        self._look_at_seconds = math.inf  # monotonic: the next look; not before it has joined
-        self._asks_from_seconds = 0.0  # monotonic
-        self._lapsed = False
-        self.id = f"{socket.gethostname()}-{os.urandom(4).hex()}"
-        if config.takes_part:
-            gate.lease(0.0, 0.0)
-
-    def join(self) -> None:
-        """Be there, for the first time. Raises StoreError."""
-        if self._config.takes_part:
-            self._renew()
-            say(
-                logging.INFO,
-                "joined",
-                member=self.id,
-                members=len(self._owners),
-                rate=round(self._gate.rate, 2),
-            )
-
-    def look(self) -> None:
-        """Renew and see who is there, when it is time."""
-        now_seconds = self._clock.monotonic()
-        if now_seconds < self._look_at_seconds:
-            return
-        if now_seconds > self._look_at_seconds + LEASE_SECONDS - RENEW_SECONDS and not self._lapsed:
-            self._lapsed = True
-            say(logging.WARNING, "membership lapsed, sending nothing until it is renewed", member=self.id)
-        try:
-            self._renew()
-        except StoreError as error:
-            say(logging.DEBUG, "deferred, will retry", what="membership", reason=str(error))
-
-    def _renew(self) -> None:
-        """Renew the key and the lease, and take over what follows from who is there. Raises StoreError."""
-        config, now_seconds = self._config, self._clock.monotonic()
-        gone, entries = self._store.renew_member(self.id, self._entry(), MEMBER_MS)
-        come, left = self._roster.note(entries, gone, now_seconds)
-        if gone:
-            self._asks_from_seconds = self._clock.monotonic() + JOIN_SECONDS
-        if self._lapsed:
-            self._lapsed = False
-            say(logging.INFO, "membership renewed", member=self.id)
-        for event, members in (("member came", come - {self.id}), ("member gone", left)):
-            for member in sorted(members):
-                say(logging.INFO, event, member=member)
-        self._honour_pause()
-        self._gate.rate = config.api_requests_per_sec / max(1, self._roster.behind(config.egress or ""))
-        self._share()
-        self._gate.lease(self._asks_from_seconds, now_seconds + LEASE_SECONDS)
-        self._look_at_seconds = now_seconds + RENEW_SECONDS - TICK_SECONDS / 2  # the tick nearest to it
-
-    def _entry(self, left: bool = False) -> dict[str, object]:
-        return Entry(self._config.group or "", self._config.egress or "", left)._asdict()
-
-    def _share(self) -> None:
-        """Own what follows from who is there, where that has changed."""
-        me, owners = self.id, tuple(self._roster.of_group(self._config.group or ""))
-        if self._config.shard:
-            number, shards = self._config.shard
-            me, owners = str(number), tuple(map(str, range(1, shards + 1)))
-        if owners != self._owners and (self._config.group or self._config.shard):
-            self._own(lambda pair: owner_of(pair.name, owners) == me)
-        self._owners = owners
-
-    def _honour_pause(self) -> None:
-        """Send nothing while any member behind the same address has met a pause. Raises StoreError."""
-        with suppress(TakenError):
-            pause = self._store.load_pause()
-            if pause and self._gate.pause(*pause):
-                event = "honouring a pause that another member has met"
-                say(logging.WARNING, event, seconds=round(pause[0]), reason=pause[1])
-
-    def publish(self, status: Mapping[str, object]) -> bool:
-        """Write this instance's status, and that of all members made of theirs. Raises StoreError.
-
-        Returns whether there was one of this instance before: if not, Redis may have been emptied.
-        """
-        if not self._config.takes_part:
-            return self._store.save_status(status)
-        from tet_extras.merged import is_whole, merged
-
-        existed = self._store.save_member_status(self.id, status)
-        entries = {member: {"group": entry.group, "egress": entry.egress} for member, entry in self._roster}
-        found = self._store.load_member_statuses(entries.keys() - {self.id})
-        found = {member: each for member, each in found.items() if is_whole(each)}
-        if self._look_at_seconds < math.inf or not found:  # it has not left, or was the last one
-            found[self.id] = dict(status)
-        together = merged(found, entries)
-        self.told = together["members"]
-        self._store.save_status(together)
-        return existed
-
-    def leave(self) -> None:
-        """Say that this member is gone, so that the others need not wait for its key to expire."""
-        if self._look_at_seconds < math.inf:
-            self._look_at_seconds = math.inf
-            with suppress(StoreError):
-                self._store.renew_member(self.id, self._entry(left=True), MEMBER_MS)
-
-
-# ------------------------------------------------------------------------------
-# The main thread's inbox, and the workers
-# ------------------------------------------------------------------------------
-
-TICK_SECONDS = 1.0
-STOP_SECONDS = 3.0  # for what is in flight, and up to a tick until the main thread looks
-
-
-class Inbox:
-    """What the main thread waits for: messages of streams, work that is finished, a stop.
-
-    Any thread may put something in; the main thread takes. Of each stream only the newest forming candle
-    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the cells of the
-    queue whose message may still be replaced.
-    """
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[list[Message]] = queue.SimpleQueue()
-        self._forming: dict[str, list[Message]] = {}
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return self._queue.qsize()
-
-    def wake(self, *_: object) -> None:
-        """Let the main thread look around: something is finished, or a stop was asked for."""
-        self._queue.put([])
-
-    def deliver(self, message: Message) -> None:
-        """Put a stream's message in. A close takes the place of what its candle was before."""
-        with self._lock:
-            if message.closed:
-                self._forming.pop(message.stream, []).clear()
-                self._queue.put([message])
-            elif cell := self._forming.get(message.stream):
-                if message.event_ms > cell[0].event_ms:
-                    cell[0] = message
-            else:
-                self._forming[message.stream] = cell = [message]
-                self._queue.put(cell)
-
-    def take(self, clock: Clock, seconds: float) -> Message | None:
-        """The next message; None after a wake-up, for one that was overtaken, and when nothing comes."""
-        cell = clock.take(self._queue, seconds)
-        with self._lock:
-            message = cell.pop() if cell else None
-            if message and self._forming.get(message.stream) is cell:
-                del self._forming[message.stream]
-        return message
-
-
-class Workers:
-    """The threads that ask the exchange, and how the main thread waits: taking messages, and ticking.
-
-    The main thread owns it. ``take`` is called with each message, ``tick`` at least each second.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        inbox: Inbox,
-        take: Callable[[Message], None],
-        tick: Callable[[], None],
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._inbox = inbox
-        self._take = take
-        self._tick = tick
-        self._tick_at_seconds = 0.0  # monotonic
-        self._pool = ThreadPoolExecutor(config.concurrent_requests, thread_name_prefix="worker")
-        self._running: set[Future[None]] = set()
-
-    def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Wait for so long, or until that is done. Raises Stopped."""
-        until = self._clock.monotonic() + seconds
-        while not done() and (left := until - (now := self._clock.monotonic())) > 0:
-            self._take_next(max(0.0, min(left, self._tick_at_seconds - now)))
-            self._clock.check()
-            if self._clock.monotonic() >= self._tick_at_seconds:
-                for _ in range(len(self._inbox)):  # what has come is not to be missed by who looks now
-                    self._take_next(0.0)
-                self._tick_at_seconds = self._clock.monotonic() + TICK_SECONDS
-                self._tick()
-
-    def _take_next(self, seconds: float) -> None:
-        if message := self._inbox.take(self._clock, seconds):
-            self._take(message)
-
-    def _start(self, act: Callable[[], None]) -> Future[None]:
-        future = self._pool.submit(act)
-        self._running.add(future)
-        future.add_done_callback(self._inbox.wake)
-        return future
-
-    def do(self, act: Callable[[], None]) -> None:
-        """Let a worker do what may take long, such as waiting out a ban, and wait for it."""
-        future = self._start(act)
-        while not future.done():
-            self.wait(TICK_SECONDS, future.done)
-        self._running.discard(future)
-        future.result()
-
-    def work_through(
-        self, waiting: deque[Feed], act: Callable[[Feed], None], needed: Callable[[], int]
-    ) -> Iterator[int]:
-        """Let workers do that with each feed, ``needed`` of them; yields how many feeds they have taken.
-
-        Each takes one feed after the other. Whether more workers are needed is seen each second.
-        """
-        work = partial(self._work, waiting, act)
-        while True:
-            for _ in range(min(needed() - len(self._running), len(waiting))):
-                self._start(work)
-            if not self._running:
-                return
-            before = len(waiting)
-            self.wait(TICK_SECONDS, lambda: all(future.done() for future in self._running))
-            self._running = {future for future in self._running if not future.done()}
-            yield before - len(waiting)
-
-    def _work(self, feeds: deque[Feed], act: Callable[[Feed], None]) -> None:
-        """Take one feed after the other until none is left, or a stop is asked for."""
-        with suppress(IndexError, Stopped):
-            while not self._clock.is_stopped():
-                act(feeds.popleft())
-
-    def stop(self) -> None:
-        """Let what is in flight end, within bounds."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(self._running, STOP_SECONDS)
-
-
-# ------------------------------------------------------------------------------
-# Live: what streams tell, and what REST has to
-# ------------------------------------------------------------------------------
-
-WRITERS = 4  # threads that write what streams have told, so that the main thread never waits for Redis
-#: Exchange time from a candle's close to when it is missed. On USD-M candles without trades were seen to
-#: close up to 3.1 s late, by a timer, it seems.
-CLOSE_PATIENCE_MS = {"spot": 4 * SECOND_MS, "usdm": 10 * SECOND_MS}
-#: What the status says of streams that nobody listens to.
-NO_STREAMS = {"connections": 0, "streams": 0, "messages": 0, "messages_per_second": 0.0}
-LATE_SECONDS = 2.5  # from one tick to the next: then this process was held up, and judges nobody
-DEAD_SHARE = 0.2  # of a line's live feeds, missing a close at once: the connection is dead
-
-
-class Live:
-    """Listens to the exchange's streams: which feeds they keep fresh, and which REST has to.
-
-    The main thread owns it; writers write feeds. It does nothing until it is started.
-    """
-
-    def __init__(
-        self, config: Config, clock: Clock, inbox: Inbox, writer: Writer, schedule: Schedule, status: Status
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._inbox = inbox
-        self._writer = writer
-        self._schedule = schedule
-        self._status = status
-        self._streams: Streams | None = None
-        self._feeds: dict[str, Feed] = {}  # by the name of their stream
-        self._watched: object = None  # what the watchlist had when they were made
-        self._paced: list[tuple[float, int, Feed]] = []  # a heap: when to write, and what
-        self._numbers = count()
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
-        self._writing: set[Future[None]] = set()
-        self._unreachable = False
-        self._tick_seconds = clock.monotonic()
-
-    def start(self, watchlist: Watchlist) -> None:
-        """Connect to the streams of all feeds."""
-        from tet_extras.live import Streams
-
-        url, clock, deliver = self._config.binance_stream_url, self._clock, self._inbox.deliver
-        self._streams = Streams(url, deliver, clock.now_ms, clock.monotonic)
-        self.tick(watchlist)
-
-    def take(self, message: Message) -> None:
-        """Let a message change the forming candle, or close it; or nothing, and REST is asked."""
-        feed = self._feeds.get(message.stream)
-        if not feed:
-            return None  # a canary's, or of a symbol that has left
-        stream, now_ms = feed.stream, self._clock.now_ms()
-        stream.line = message.line
-        if message.event_ms < stream.event_ms or (message.event_ms == stream.event_ms and not message.closed):
-            return None  # told before: by the connection that this one replaces, say
-        try:
-            if message.event_ms > now_ms + CLOCK_TOLERANCE_MS:
-                raise BadReply("an event from the future")
-            candles = parse_stream_row(message, feed.timeframe, now_ms + CLOCK_TOLERANCE_MS)
-        except BadReply as error:
-            self._status.messages.add("damaged")
-            say(logging.DEBUG, "message damaged", feed=feed.name, reason=str(error))
-            return self._doubt(feed)
-        keep = feed.timeframe.candles_in_days(self._config.data_days)
-        if not feed.told(candles, message.closed, keep, now_ms):
-            self._status.messages.add("refused")
-            return self._doubt(feed)
-        self._status.messages.add("accepted")
-        stream.event_ms = message.event_ms
-        if stream.link is not Link.LIVE and feed.tried_ms > stream.owed_ms and not feed.fetch_failed:
-            self._go_live(feed, now_ms)
-        return self._queue(feed) if message.closed else self._pace(feed)
-
-    def _go_live(self, feed: Feed, now_ms: int) -> None:
-        """Its stream speaks, and REST has told what came before: from now on REST is for proof."""
-        feed.stream.link = Link.LIVE
-        proof_ms = self._schedule.regular_ms(feed, now_ms)
-        feed.due = Due(proof_ms, proof_ms)
-
-    def _doubt(self, feed: Feed) -> None:
-        """Let REST tell at once; as it is asked again and again, with growing waits."""
-        if feed.known is not Known.CONFIRMED and feed.stream.link is not Link.LIVE:
-            return  # it is due by REST anyway
-        now_ms, due = self._clock.now_ms(), feed.due
-        if feed.stream.link is Link.LIVE:
-            feed.stream.owed_ms = now_ms
-            due = Due(next_due_ms(now_ms, self._schedule.interval_seconds, feed.timeframe), sys.maxsize)
-        feed.stream.link = Link.CATCHING_UP
-        wait_seconds = REASK_SECONDS[min(due.reasks, len(REASK_SECONDS) - 1)]
-        again_ms = max(now_ms, feed.tried_ms + round(wait_seconds * SECOND_MS))
-        if again_ms < due.next_ms:
-            feed.due = Due(due.regular_ms, again_ms, due.reasks + 1)
-
-    # Writing
-
-    def _queue(self, feed: Feed) -> None:
-        """Let a writer write the feed as soon as one is free."""
-        feed.stream.write_at_seconds = self._clock.monotonic() + self._config.live_write_seconds
-        if not feed.stream.is_queued and self._streams:
-            feed.stream.is_queued = True
-            self._writing.add(future := self._writers.submit(self._write, feed))
-            future.add_done_callback(self._writing.discard)
-
-    def _write(self, feed: Feed) -> None:
-        feed.stream.is_queued = False  # first: what is told from here on is to be written again
-        try:
-            self._writer.write(feed)
-            feed.flushed()
-        except StoreError as error:  # it is buffered
-            feed.tried(error, feed.tried_ms)
-        except Exception:
-            logging.getLogger(LOGGER).exception("internal error")
-
-    def _pace(self, feed: Feed) -> None:
-        """Write a forming candle LIVE_WRITE_SECONDS after the last write, with what is told until then."""
-        now_seconds, stream = self._clock.monotonic(), feed.stream
-        if not stream.is_paced:
-            stream.is_paced = True
-            heappush(self._paced, (max(now_seconds, stream.write_at_seconds), next(self._numbers), feed))
-        self._queue_paced(now_seconds)
-
-    def _queue_paced(self, now_seconds: float) -> None:
-        while self._paced and self._paced[0][0] <= now_seconds:
-            feed = heappop(self._paced)[2]
-            feed.stream.is_paced = False
-            if self._feeds.get(feed.stream.name) is not feed:
-                continue  # it has left
-            if feed.stream.write_at_seconds <= now_seconds:
-                self._queue(feed)
-            else:
-                self._pace(feed)  # a close was written meanwhile
-
-    # What is not said
-
-    def tick(self, watchlist: Watchlist) -> None:
-        """Look after the connections, and notice what was not told. To be called each second."""
-        if not self._streams:
-            return
-        if self._writer.evicting:
-            event = "polling instead of LIVE: what is evicted cannot be followed; raise MEMORY_LIMIT_MB"
-            say(logging.WARNING, event)
-            self.stop()
-            return
-        if watchlist.feeds is not self._watched:
-            self._watch(watchlist)
-        before_seconds, self._tick_seconds = self._tick_seconds, self._clock.monotonic()
-        was_late = self._tick_seconds - before_seconds > LATE_SECONDS
-        for lost in self._streams.tick(was_late):
-            self._lose(lost.streams, lost.reason, lost.was_delivering)
-        if self._unreachable and self._streams.are_delivering:
-            self._unreachable = False
-            say(logging.INFO, "streams reachable again")
-        if not was_late:  # else what is missing may still be on its way through this process
-            self._notice_silence()
-        self._queue_paced(self._clock.monotonic())
-
-    def _watch(self, watchlist: Watchlist) -> None:
-        """Subscribe to the streams of what is on the watchlist now, and to no others."""
-        from tet_extras.live import canary_stream, kline_stream
-
-        self._watched = watchlist.feeds
-        for feed in watchlist:
-            feed.stream.name = kline_stream(feed.pair.symbol, feed.timeframe.name)
-        self._feeds = {feed.stream.name: feed for feed in watchlist}
-        symbols = [feed.pair.symbol for feed in watchlist]
-        symbol = "BTCUSDT" if "BTCUSDT" in symbols or not symbols else symbols[0]
-        if self._streams:
-            self._streams.keep(self._feeds, canary_stream(self._config.binance_market, symbol))
-
-    def _lose(self, streams: Sequence[str], reason: str, was_delivering: bool) -> None:
-        """A connection was lost: what it carried is blind, and REST is to tell what is missed."""
-        if was_delivering:
-            say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)
-        elif not self._unreachable:
-            self._unreachable = True
-            event = "streams unreachable, polling as without LIVE, will retry"
-            remedy = "is BINANCE_STREAM_URL right, and a firewall or proxy (HTTPS_PROXY) in between?"
-            say(logging.WARNING, event, reason=reason, remedy=remedy)
-        for feed in [self._feeds[name] for name in streams if name in self._feeds]:
-            self._blind(feed)
-
-    def _blind(self, feed: Feed) -> None:
-        if feed.stream.link is Link.BLIND:
-            return
-        now_ms = self._clock.now_ms()
-        feed.stream.link, feed.stream.owed_ms, feed.stream.event_ms = Link.BLIND, now_ms, 0
-        feed.due = Due(self._schedule.regular_ms(feed, now_ms), now_ms)
-
-    def _notice_silence(self) -> None:
-        """Ask REST where a close was not told in time, or nothing for long; many on one line: it is dead."""
-        now_ms = self._clock.now_ms()
-        patience_ms = CLOSE_PATIENCE_MS[self._config.binance_market]
-        quiet_ms = self._config.max_data_age * SECOND_MS // 2
-        missed, live = Counter[int](), Counter[int]()
-        for feed in self._feeds.values():
-            if feed.stream.link is not Link.LIVE:
-                continue
-            live[feed.stream.line] += 1
-            if now_ms > feed.next_close_ms + patience_ms:
-                missed[feed.stream.line] += 1
-                self._doubt(feed)
-            elif max(feed.fetched_ms, feed.tried_ms) + quiet_ms < now_ms < feed.due.next_ms:
-                feed.due = Due(feed.due.regular_ms, now_ms)
-        for line, number in missed.items():
-            say(logging.DEBUG, "closes not told, asking REST", line=line, feeds=number)
-            if number >= max(2, live[line] * DEAD_SHARE) and self._streams:
-                self._streams.reconnect(line, "closes missing")
-
-    def stop(self) -> None:
-        """Listen no more; what a writer has been given is written, within bounds."""
-        if self._streams:
-            self._streams.stop()
-            self._streams = None
-        for feed in self._feeds.values():
-            self._blind(feed)
-        self._writers.shutdown(wait=False)
-        wait(tuple(self._writing), STOP_SECONDS / 2)
-
-    def figures(self) -> dict[str, object] | None:
-        """How the streams are, for the status; None where they were not started."""
-        if self._watched is None:
-            return None
-        links = {
-            link: [feed.name for feed in self._feeds.values() if feed.stream.link is link] for link in Link
-        }
-        told = self._streams.figures() if self._streams else NO_STREAMS
-        return {
-            **told,
-            "queue": len(self._inbox),
-            "feeds": {link.name.lower(): len(names) for link, names in links.items()},
-            "blind": links[Link.BLIND],
-            "catching_up": links[Link.CATCHING_UP],
-        }
-
-
-# ------------------------------------------------------------------------------
-# The audit: whole windows compared with the exchange
-# ------------------------------------------------------------------------------
-
-AUDIT_WEIGHT_SHARE = 0.5  # of the exchange's limit: while more is used, the audit waits
-AUDIT_SLACK_MS = 2 * SECOND_MS  # no page is asked for so shortly before feeds are due
-
-
-class Audit:
-    """Compares the whole window of each feed with the exchange once in AUDIT_HOURS, a page at a time.
-
-    A page is asked for only when nothing is due and weight is free. What differs is corrected. The main
-    thread owns it, or the worker that it waits for.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        gate: RequestGate,
-        fetcher: Fetcher,
-        writer: Writer,
-        status: Status,
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._gate = gate
-        self._fetcher = fetcher
-        self._writer = writer
-        self._status = status
-        self._feed: Feed | None = None  # the one that is compared now
-        self._pages: Iterator[tuple[int, Answer]] = iter(())
-        self._queue: deque[Feed] = deque()  # what comes after it
-        self._due_ms = 0  # exchange time
-
-    def is_due(self, feeds: Sequence[Feed], next_ms: int) -> bool:
-        """Whether to compare a page now; the next feeds are due at ``next_ms``."""
-        if not self._config.audit_hours or not feeds or self._gate.pause_left_seconds():
-            return False
-        now_ms = self._clock.now_ms()
-        self._due_ms = self._due_ms or now_ms + self._step_ms(feeds)
-        is_free = self._gate.used_weight() <= self._gate.weight_limit * AUDIT_WEIGHT_SHARE
-        return now_ms >= self._due_ms and now_ms + AUDIT_SLACK_MS < next_ms and is_free
-
-    def _step_ms(self, feeds: Sequence[Feed]) -> int:
-        """The time from one page to the next, so that all are done in AUDIT_HOURS."""
-        candles = (feed.timeframe.candles_in_days(self._config.data_days) for feed in feeds)
-        pages = sum(-(-each // self._fetcher.page_rows) for each in candles)
-        return round(self._config.audit_hours * HOUR_MS / pages)
-
-    def step(self, feeds: Sequence[Feed]) -> None:
-        """Compare a page. Raises what `Binance.klines` does, and StoreError."""
-        self._due_ms = self._clock.now_ms() + self._step_ms(feeds)
-        page = next(self._pages, None)
-        if page is None:
-            self._begin(feeds)
-            page = next(self._pages, None)
-        if page and self._feed and self._feed in feeds:  # else it has left meanwhile
-            self._compare(self._feed, *page)
-
-    def _begin(self, feeds: Sequence[Feed]) -> None:
-        """Turn to the next feed; one that is not up to date has no pages, nor one without a closed candle."""
-        self._queue = self._queue or deque(feeds)
-        self._feed, self._pages = self._queue.popleft(), iter(())
-        feed, series = self._feed, self._feed.series
-        if series and feed.known is Known.CONFIRMED:
-            newest_ms = feed.timeframe.shift(series.closed_end_ms, -1)
-            self._pages = self._fetcher.window(feed.pair, feed.timeframe, series.opens[0], newest_ms)
-
-    def _compare(self, feed: Feed, first_ms: int, answer: Answer) -> None:
-        self._status.candles.add("audited", len(answer.candles))
-        if not feed.series or not answer.candles:
-            return
-        first_ms = max(first_ms, feed.series.opens[0])  # the window may have moved on
-        candles = {open_ms: entry for open_ms, entry in answer.candles.items() if open_ms >= first_ms}
-        end_ms = feed.timeframe.close_of(newest_of(answer.candles))
-        found = differences(feed.series, candles, first_ms, min(end_ms, answer.asked_ms - MAX_LAG_MS))
-        found = [each for each in found if each.sent]  # the exchange takes no candle back
-        if found:
-            keep = feed.timeframe.candles_in_days(self._config.data_days)
-            self._status.corrected(feed, found)
-            feed.corrected(found, keep, self._clock.now_ms())
-            self._writer.write(feed)
-
-
-class Verdict(NamedTuple):
-    """What --verify found of a feed: how many closed candles were compared, what differs, what is wrong."""
-
-    candles: int
-    found: Sequence[Correction]
-    problem: str
-
-
-def verify_feed(feed: Feed, fetcher: Fetcher, writer: Writer, keep: int, repair_ms: int) -> Verdict:
-    """Compare a feed's value in Redis with the exchange; with a time to ``repair_ms``, write what that has.
-
-    ``keep`` is N. Raises ExchangeError and StoreError.
-    """
-    writer.restore(feed)
-    if not feed.series:
-        return Verdict(0, (), "no sound value in Redis")
-    series = feed.series
-    last_ms = feed.timeframe.shift(series.closed_end_ms, -1)
-    first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - keep))
-    candles: Candles = {}
-    asked_ms = 0
-    for _, answer in fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms):
-        candles |= answer.candles
-        asked_ms = answer.asked_ms
-    found = differences(series, candles, first_ms, asked_ms - MAX_LAG_MS)
-    if repair_ms and found:
-        feed.corrected(found, keep, repair_ms)
-        writer.write(feed)
-    return Verdict(len(candles), found, "")
+            feed.evicted()
 
 
 # ------------------------------------------------------------------------------
 # The service: joins the edges and the heart
 #
-# Theory of operation
-#
-# Threads. The main thread starts up, schedules, waits and reports. Workers, at most CONCURRENT_REQUESTS of
-# them, update feeds, and do whatever may take long, such as waiting out a ban, so that the main thread can
-# tick: each second it looks for a stop, sends the heartbeat, looks after the streams, flushes what is
-# buffered, every 2 s renews a member's key and, every 15 s, writes the status. While it waits, it takes from
-# its inbox: messages of streams, and wake-ups. With LIVE, a thread for each connection receives, and 4
-# writers write what was told. In tet_extras, a thread waits for signals, one minds the embedded server, and
-# others serve HTTP: they read the status and the feeds.
-#
-# Who owns what. Values (Config, Series, Candles, Page, Pair, Timeframe) do not change once they are made, and
-# go anywhere. Other state has one owner, or a lock:
-#
-#     Feed           its lock: the candles and Redis' copy of them. A worker has a feed for one update;
-#                    meanwhile the main thread may lay a stream's candle over it: the page is laid over that.
-#                    Who writes it holds `writing`. `due` and `stream` are the main thread's alone
-#     Watchlist, Schedule, Service, Status, Writer, Live, Workers, Audit
-#                    the main thread, or the one worker that it waits for (Workers.do); others read.
-#                    But a feed is written by any thread, and a pause saved by the worker that met it
-#     Inbox          its lock: the forming candles that wait to be taken
-#     Membership     the main thread, or the worker that joins while it waits; it changes the gate's rate and
-#                    lease, and the watchlist, which has a lock for it
-#     RequestGate    its lock: the pause, the lease, the weight of this minute, the token bucket
-#     Binance, Outages, Tally, DayOfDelays
-#                    a lock each, held for a few lines; Binance's second one lets one worker parse at a time
-#     Clock          set by one thread at a time, read by all: each field is replaced in one step
-#
-# A feed's `writing` is taken before its lock, and that while one of the others is taken, never the other
-# way round. The main thread takes no lock that is held while somebody waits for Redis or the exchange,
-# but when it flushes.
-#
-# The life of a candle. A second after it has ended its feed is due (Schedule.due). A worker takes the feed,
-# reads its candles back from Redis if it has none in memory (Writer.restore), and asks the exchange for a
-# page (Fetcher.pages), through the gate (RequestGate.admit), over a connection (Binance.klines). The reply
-# is cut into rows and checked, one bad row rejecting it all (parse_klines); the candles are laid over the
-# series (absorb). When the page reaches the present, the series becomes the feed's (Feed.fetched), and one
-# script writes it with its timestamp, whole or as a patch (Writer.write, make_patch). If Redis fails, the
-# feed is buffered, and flushed as soon as Redis answers (Writer.flush). If the exchange fails, what Redis has
-# stays as it is, and the next cycle resumes there.
-#
-# With LIVE a candle comes by its stream, too. Its message is received (tet_extras.live), put into the inbox,
-# where forming candles coalesce (Inbox.deliver), checked as a row of REST (parse_stream_row), and laid over
-# the series if it continues that without a gap (follow, Feed.told). A close is written at once, a forming
-# candle every LIVE_WRITE_SECONDS (Live._pace). What does not continue the series, and what is not told in
-# time, makes the feed due by REST at once (Live._doubt, Live._notice_silence); what is told is proven by
-# REST in every tenth interval. A feed whose stream is silent is polled as without LIVE (Link).
-#
-# Three words. A candle has *ended* when its time is over by the exchange's clock. It is *closed* once its
-# values will not change any more: a reply shows its successor, or repeats it unchanged long after its end,
-# or its stream tells it as final.
-# In between it is *lagging*, and asked for again after 1, 1, 2, 3 and 4 s. What was read back from Redis is
-# *confirmed* once the exchange has repeated some of it.
+# How its threads work together, and the life of a candle: docs/design.md.
 # ------------------------------------------------------------------------------
-
-SYMBOL_CHECK_MS = HOUR_MS
-
-
-class Watchlist:
-    """The feeds to keep fresh, and the symbols that are invalid now: unknown, halted or delisted.
-
-    Among several members it has those feeds whose pairs are this one's. Changed by replacing what is there,
-    under `_lock`; any thread may iterate over it.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._lock = threading.Lock()
-        self._owns: Callable[[Pair], bool] = lambda pair: True
-        self.feeds: dict[tuple[Pair, Timeframe], Feed] = {}
-        self.pairs: tuple[Pair, ...] = ()  # those of other members, too
-        self._left_out: Sequence[str] = ()
-        self.invalid: dict[str, str] = {}  # symbols as configured, and why
-
-    def __iter__(self) -> Iterator[Feed]:
-        return iter(tuple(self.feeds.values()))
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def find(self, symbol: str, timeframe: str) -> Feed:
-        """The feed of a pair (BTC/USDT, BTC_USDT or BTCUSDT) in a timeframe. Raises LookupError."""
-        name = symbol.translate({ord("/"): None, ord("_"): None, ord("-"): None})
-        for feed in self:
-            if (feed.pair.symbol, feed.timeframe.name) == (name, timeframe):
-                return feed
-        for pair in self.pairs if self._config.takes_part else ():  # another member's: Redis has its candles
-            if pair.symbol == name and timeframe in {each.name for each in self._config.timeframe}:
-                return Feed(pair, TIMEFRAMES[timeframe])
-        raise LookupError(f"{symbol} is not kept in {timeframe}")
-
-    def __contains__(self, feed: Feed) -> bool:
-        return self.feeds.get((feed.pair, feed.timeframe)) is feed
-
-    def due_ms(self) -> int:
-        """When a feed is due next; never, without feeds."""
-        return min((feed.due.next_ms for feed in self), default=1 << 62)
-
-    def own(self, owns: Callable[[Pair], bool]) -> None:
-        """Have the pairs that this instance owns, and drop the others: their new owner reads them back."""
-        with self._lock:
-            self._owns = owns
-            self._arrange()
-
-    def _arrange(self) -> None:
-        owned = tuple(filter(self._owns, self.pairs))
-        self.feeds = {
-            (pair, timeframe): self.feeds.get((pair, timeframe)) or Feed(pair, timeframe)
-            for timeframe in self._config.timeframe
-            for pair in owned
-        }
-
-    def update(self, listings: Mapping[str, Listing], meant: Meant) -> None:
-        """Drop what no longer trades, take back what does again; feeds that stay keep their candles."""
-        pairs, invalid = resolve_symbols(meant.names, listings)
-        invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
-        self._say_what_changed(set(pairs), meant.left_out)
-        for name, reason in invalid.items():
-            if self.invalid.get(name) != reason:
-                say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
-        for name in self.invalid.keys() - invalid.keys():
-            say(logging.INFO, "symbol trades again", symbol=name)
-        with self._lock:
-            self.invalid, self.pairs = invalid, tuple(pairs)
-            self._arrange()
-
-    def _say_what_changed(self, pairs: set[Pair], left_out: Sequence[str]) -> None:
-        """Log which pairs wildcards bring and no longer bring, and what MAX_SYMBOLS leaves out."""
-        if not self._config.has_wildcards:
-            return
-        before = set(self.pairs)
-        for event, which in (("pairs joined", pairs - before), ("pairs left", before - pairs)):
-            if which:
-                say(logging.INFO, event, count=len(which), pairs=some_of(sorted(pair.name for pair in which)))
-        if left_out and left_out != self._left_out:
-            facts = {"max_symbols": self._config.max_symbols, "count": len(left_out)}
-            say(logging.WARNING, "pairs left out by MAX_SYMBOLS", **facts, pairs=some_of(left_out))
-        self._left_out = left_out
-
-    def drop_unknown(self) -> None:
-        """Drop the feeds whose symbol Binance has called unknown in this cycle."""
-        unknown = {feed.pair.symbol: feed.failure for feed in self if isinstance(feed.error, SymbolError)}
-        for name in self._config.symbols:
-            if reason := unknown.get(name.replace("/", "")):
-                say(logging.WARNING, "symbol invalid, rechecked hourly", symbol=name, reason=reason)
-                self.invalid = self.invalid | {name: reason}
-        if unknown:
-            self._say_what_changed(
-                {pair for pair in self.pairs if pair.symbol not in unknown}, self._left_out
-            )
-            with self._lock:
-                self.pairs = tuple(pair for pair in self.pairs if pair.symbol not in unknown)
-                self._arrange()
 
 
 def _may_draw(config: Config) -> bool:
@@ -4081,60 +1999,53 @@ def _may_draw(config: Config) -> bool:
     return not config.log_file and config.log_format == "text" and config.log_level != "debug"
 
 
+@dataclass(eq=False)
 class Service:
-    """Keeps the candles of all configured pairs fresh, until it is stopped, or once. Edges are passed in."""
+    """Keeps the candles of all configured pairs fresh, until it is stopped, or once; see `assemble`."""
 
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        binance: Binance,
-        store: Store,
-        *,
-        once: bool,
-        on_filled: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._binance = binance
-        self._store = store
-        self._once = once
-        self._on_filled = on_filled
-        self._symbols_due_ms = 0
+    config: Config
+    clock: Clock
+    listeners: Listeners
+    inbox: Inbox
+    binance: Binance
+    store: Store
+    watchlist: Watchlist
+    members: Membership
+    interval: Interval
+    counts: Counts
+    progress: Progress
+    fetcher: Fetcher
+    writer: Writer
+    bulletin: Bulletin
+    live: Live
+    audit: Audit
+    updates: Updates
+    status: Status
+    once: bool
+    reload: Reload | None  # who reads the settings again
+
+    def __post_init__(self) -> None:
+        ask = partial(look_up, self.binance, self.config)
+        self.symbols = Symbols(self.config, self.clock, self.watchlist, ask)
         self._sync_again_seconds = 0.0  # monotonic
-        inbox = Inbox()
-        clock.on_stop = inbox.wake
-        self.watchlist = Watchlist(config)
-        self.members = Membership(config, clock, store, binance.gate, self.watchlist.own)
-        self.schedule = Schedule(IntervalPolicy.of(config))
-        self.status = Status(config, clock, binance, store, self.watchlist, self.schedule)
-        self.fetcher = Fetcher(config, clock, binance)
-        self.writer = Writer(config, clock, store, binance.gate, self.status.candle_closed)
-        self.writer.publish = self.members.publish
-        self.status.showing.members = lambda: self.members.told
-        self.live = Live(config, clock, inbox, self.writer, self.schedule, self.status)
-        self.audit = Audit(config, clock, binance.gate, self.fetcher, self.writer, self.status)
-        self.status.live = self.live.figures
-        self.workers = Workers(config, clock, inbox, self.live.take, self.tick)
-        binance.on_pause = self.writer.save_pause
-        self.writer.on_written = lambda announcement: self.status.on_written(announcement)
-        binance.on_request = lambda seconds: self.status.observe("request", seconds)
+        self.workers = Workers(MOST_CONCURRENT, self.clock, self.inbox, self.live.take, self.tick)
 
-    def run(self) -> int:
+    def run(self, on_filled: Callable[[], None] = lambda: None) -> int:
         """Do the work; returns the exit code. A stop asked for is a good end, but not of ``once``."""
         try:
             process.notify_systemd("READY=1")
             self.start()
             self.cycle(first=True)
-            if self._once:
+            if self.once:
                 self.catch_up()
-            self._on_filled()
-            while not self._once:
+            self.workers.do(self.write_status)
+            on_filled()
+            while not self.once:
                 self.idle()
                 self.cycle()
             return EXIT_OK if self.status.report_once() else EXIT_FAILED
         except Stopped:
-            return EXIT_FAILED if self._once else EXIT_OK
+            return EXIT_FAILED if self.once else EXIT_OK
         finally:
             self.finish()
 
@@ -4142,20 +2053,27 @@ class Service:
 
     def start(self) -> None:
         """See that Redis and Binance answer, and find out what there is to do."""
-        self._until_it_works("redis", self._store.prepare)
-        config, address = self._config, without_password(self._config.redis_addr)
+        self._until_it_works("redis", self.store.prepare)
+        config, address = self.config, shown_address(self.config.redis_addr)
         say(logging.INFO, "connected to redis", address=address, db=config.redis_db)
-        self._until_it_works("redis", self.writer.restore_pause)
+        self._until_it_works("redis", self.store.claim.take)
+        self._until_it_works("redis", self.bulletin.restore_pause)
         self._until_it_works("redis", self.members.join)
-        self._until_it_works("binance", self._sync_clock)
-        offset_ms = round(self.status.clock_offset_ms)
-        say(logging.INFO, "connected to binance", url=config.binance_base_url, clock_offset_ms=offset_ms)
-        self._until_it_works("binance", self._check_symbols)
-        if config.live and not self._once:
+        self._until_it_works("binance", lambda: self.progress.clock_synced(self.binance.sync_clock()))
+        url = shown_address(config.binance_base_url)
+        say(
+            logging.INFO,
+            "connected to binance",
+            url=url,
+            clock_offset_ms=round(self.progress.clock_offset_ms),
+        )
+        self._until_it_works("binance", lambda: self.symbols.take(self.symbols.look_up()))
+        if config.live and not self.once:
             self.live.start(self.watchlist)
-        self.workers.do(partial(log_api_key, config, self._binance))
+        self.workers.do(partial(log_api_key, config, self.binance))
         self.workers.do(partial(self.writer.restore_all, list(self.watchlist)))
-        say(logging.INFO, "estimate", **estimate(len({f.pair for f in self.watchlist}), config).facts())
+        pairs = len({feed.pair for feed in self.watchlist})
+        say(logging.INFO, "estimate", **figures.estimate(pairs, config).facts())
 
     def _until_it_works(self, dependency: str, act: Callable[[], None]) -> None:
         """Do what needs Redis or Binance, again and again until it works; once only with ``once``."""
@@ -4164,542 +2082,287 @@ class Service:
             try:
                 self.workers.do(act)
             except (ExchangeError, StoreError) as error:
-                if self._once:
+                if self.once or isinstance(error, ClaimedError):
                     raise
                 say(logging.WARNING, f"waiting for {dependency}", retry_seconds=delay, reason=str(error))
-                self.status.waiting_for = f"{dependency}: {error}"
-                self.workers.wait(
-                    max(delay, self._store.retry_seconds if isinstance(error, StoreError) else 0.0)
-                )
+                self.progress.waiting_for = f"{dependency}: {error}"
+                retry_seconds = self.store.retry_seconds if isinstance(error, StoreError) else 0.0
+                self.workers.wait(max(delay, retry_seconds))
             else:
-                self.status.waiting_for = ""
+                self.progress.waiting_for = ""
                 return
             delay = min(MAX_STORE_BACKOFF_SECONDS, delay * 2)
-
-    def _sync_clock(self) -> None:
-        self.status.clock_synced(self._binance.sync_clock())
-
-    def _check_symbols(self) -> None:
-        """Ask which symbols trade, and adjust the watchlist."""
-        self.watchlist.update(*self._binance.look_up(self._config))
-        self._symbols_due_ms = self._clock.now_ms() + SYMBOL_CHECK_MS
 
     # Cycles
 
     def cycle(self, first: bool = False) -> None:
-        """Update the feeds that are due, the stalest first; what lags behind a close is due again soon."""
-        started, started_ms = self._clock.monotonic(), self._clock.now_ms()
-        requests_before = self._binance.requests.total()
-        self.status.state = "running"
-        due = self.schedule.due(self.watchlist, started_ms)
-        asked = {feed.name: feed.due for feed in due}
-        with process.progress_bar(len(due) if first and _may_draw(self._config) else 0, "Backfill") as step:
-            waiting = deque(due)
-            for taken in self.workers.work_through(waiting, self.update, self._workers_needed):
-                step(taken)
-                urgent = self.schedule.urgent(self.watchlist, asked, self._clock.now_ms())
-                waiting.extendleft(urgent)
-                due += urgent
-                asked |= {feed.name: feed.due for feed in urgent}
+        """Update what is due, the stalest first, until all that is due at the beginning is done.
+
+        What becomes due meanwhile is updated, too. So a cycle goes from the first that is due to none, or,
+        where something always is, until everybody has had a turn.
+        """
+        started, requests_before = self.clock.monotonic(), self.binance.requests.total()
+        self.progress.state = "running"
+        self.updates.ask()
+        left, done = set(self.updates.asked), dict[Feed, Asked]()
+        regular = failed = 0
+        with process.progress_bar(len(left) if first and _may_draw(self.config) else 0, "Backfill") as step:
+            while left:
+                self._look_around()
+                self.workers.engage(
+                    self.updates.work, self.updates.update, engaged(self.config, self.binance)
+                )
+                self.workers.wait(self.updates.wait_seconds(), self.workers.are_idle)
+                done |= (settled := self.updates.settle())
+                step(len(left & settled.keys()))
+                left -= settled.keys()
+                for feed, asked in settled.items():
+                    regular += asked.is_regular
+                    failed += asked.is_regular and feed.error is not None
+                self.updates.ask()
+                self.updates.prove()
         self.watchlist.drop_unknown()
-        due = [feed for feed in due if feed in self.watchlist]
-        regular = [feed for feed in due if asked[feed.name].regular_ms <= started_ms]
         if regular:
-            failure_rate = self.status.cycle_ended(regular, self._clock.monotonic() - started)
-            self.schedule.cycle_ended(failure_rate)
-        # What became due otherwise meanwhile stays so: a stream has told, or was lost.
-        unchanged = [feed for feed in due if feed.due is asked[feed.name]]
-        planned = [feed for feed in unchanged if feed.due.regular_ms <= started_ms]
-        self.schedule.plan(unchanged, planned, started_ms, self._clock.now_ms())
-        requests = self._binance.requests.total() - requests_before
-        self.status.report(due, regular, requests, planned=not self._once)
+            self.interval.cycle_ended(failed / regular)
+            self.listeners.cycle_ended(regular, failed, self.clock.monotonic() - started)
+        requests = self.binance.requests.total() - requests_before
+        self.status.report(done, regular, requests, planned=not self.once)
         if regular:
             self.writer.limit_memory(self.watchlist)
-            self.write_status()
+            self.bulletin.hurry()
+            self.workers.begin("redis", self.write_status, lambda nothing: None)
 
     def catch_up(self) -> None:
         """Ask again, as often as planned, for candles that are lagging."""
-        while any(feed.due.next_ms < feed.due.regular_ms for feed in self.watchlist):
+        while any(feed.freshness.is_early for feed in self.watchlist):
             self.idle()
             self.cycle()
-
-    def _workers_needed(self) -> int:
-        """No more than keep the exchange busy at our rate."""
-        config = self._config
-        most = min(config.concurrent_requests, config.batch_size)
-        return workers_needed(self._binance.gate.rate, self._binance.best_latency_seconds, most)
-
-    def update(self, feed: Feed) -> None:
-        """Bring one feed up to date. Every failure ends here, as its error; only Stopped is raised."""
-        error: TetError | None = None
-        if feed not in self.watchlist:
-            return  # it has become another member's, or has left
-        try:
-            if feed.known is Known.UNREAD:
-                self.writer.restore(feed)
-            began, confirmed = feed.series, feed.known is Known.CONFIRMED
-            keep = feed.timeframe.candles_in_days(self._config.data_days)
-            held = feed.partial or began
-            proven_ms = feed.asked_ms if feed.stream.link is Link.LIVE else 0
-            pages = self.fetcher.pages(
-                feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms, proven_ms
-            )
-            sent: Candles = {}  # by all pages, where a stream may move the series on meanwhile
-            for page in pages:
-                self.status.candles.add("received", len(page.answer.candles))
-                if confirmed and began:
-                    self.status.corrected(feed, corrections(began, page.answer))
-                    sent |= page.answer.candles
-                    page = page._replace(answer=page.answer._replace(candles=sent))
-                feed.fetched(page, began, keep, self._clock.now_ms())
-            self.writer.write(feed)
-            if feed.known is Known.NOTHING:  # disputed: Redis has other candles
-                self.update(feed)
-                return
-        except Stopped:
-            raise
-        except TetError as caught:
-            error = caught
-        except Exception as caught:
-            logging.getLogger(LOGGER).exception("internal error")
-            error = TetError(f"internal error: {type(caught).__name__}")
-        feed.tried(error, self._clock.now_ms())
-        say(logging.DEBUG, "update", feed=feed.name, candles=len(feed.series or ()), failure=error or "none")
 
     # Between cycles
 
     def idle(self) -> None:
-        """Wait until something is due, and look at the symbols when it is their time."""
-        self._sync_doubtful_clock()
-        while (left_ms := min(self._symbols_due_ms, self.watchlist.due_ms()) - self._clock.now_ms()) > 0:
-            self.workers.wait(min(TICK_SECONDS, left_ms / SECOND_MS))
-            self._sync_doubtful_clock()
+        """Wait until something is due, and compare windows with the exchange meanwhile."""
+        self._look_around()
+        while not self.updates.asked and self.updates.due_in_seconds():
             feeds = list(self.watchlist)
-            if self.audit.is_due(feeds, self.watchlist.due_ms()):
-                self._try("audit", partial(self.audit.step, feeds))
-        if self._clock.now_ms() >= self._symbols_due_ms:
-            self._symbols_due_ms = self._clock.now_ms() + MINUTE_MS  # if it fails; else an hour
-            self._try("symbols", self._check_symbols)
+            if not self.workers.is_out("audit") and self.audit.is_due(feeds, self.watchlist.due_ms()):
+                self.workers.begin("audit", partial(self.audit.step, feeds), lambda nothing: None)
+            self.workers.wait(self.updates.wait_seconds())
+            self._look_around()
+            self.updates.prove()
 
-    def _sync_doubtful_clock(self) -> None:
-        if self._clock.is_doubtful() and self._clock.monotonic() >= self._sync_again_seconds:
-            self._sync_again_seconds = self._clock.monotonic() + 60
-            self._try("clock", self._sync_clock)
-
-    def _try(self, what: str, act: Callable[[], None]) -> None:
-        """Let a worker do what may fail without harm, since it is done again."""
-        try:
-            self.workers.do(act)
-        except (ExchangeError, StoreError) as error:
-            say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
+    def _look_around(self) -> None:
+        """Ask for the time and for the symbols when it is their time: beside the updates."""
+        if self.clock.is_doubtful() and self.clock.monotonic() >= self._sync_again_seconds:
+            self._sync_again_seconds = self.clock.monotonic() + 60
+            self.workers.begin("clock", self.binance.sync_clock, self.progress.clock_synced)
+        if not self.workers.is_out("symbols") and self.symbols.are_due():
+            self.workers.begin("symbols", self.symbols.look_up, self.symbols.take)
 
     def tick(self) -> None:
-        """What cannot wait for a cycle's end: a stop, the heartbeat, the status, what is buffered."""
-        self._clock.check()
+        """What cannot wait for a cycle's end: a stop, the heartbeat, streams, what Redis is to be told."""
+        self.clock.check()
         process.notify_systemd("WATCHDOG=1")
-        self.status.heartbeat_seconds = self._clock.monotonic()
-        self.members.look()
+        self.progress.heartbeat_seconds = self.clock.monotonic()
+        read_settings_again(self)
         self.live.tick(self.watchlist)
-        if self.writer.status_is_due():
+        self.workers.begin("redis", self.tell_redis, lambda nothing: None)
+
+    def tell_redis(self) -> None:
+        """Renew what is to be renewed there, write the status when it is time, and flush what is buffered.
+
+        A worker does it, one at a time: Redis may take its time, for which the main thread never waits.
+        """
+        self.members.look()
+        self.store.claim.renew()
+        if self.bulletin.is_due():
             self.write_status()
-        self.writer.flush(self.watchlist)
-        if self.writer.status_is_due():  # it has changed
+        self.bulletin.flush()
+        if self.writer.flush(self.watchlist):
+            self.bulletin.hurry()
+        self.clock.check()  # `finish` writes the last one
+        if self.bulletin.is_due():  # it has changed
             self.write_status()
 
     def write_status(self) -> None:
         """Write the status now."""
-        self.writer.write_status(self.status.fields, self.watchlist)
+        self.bulletin.write_status(self.status.snapshot, self.watchlist)
 
     def finish(self) -> None:
         """Let what is in flight end, within bounds, and write the last status."""
         process.notify_systemd("STOPPING=1")
-        self._clock.stop()
+        self.clock.stop()
         self.live.stop()
         self.workers.stop()
         self.members.leave()
-        self.status.state = "finished" if self._once and self.status.cycles else "stopped"
+        self.progress.state = "finished" if self.once and self.counts.cycles else "stopped"
         self.write_status()
-        self._store.close()
+        self.store.claim.leave()
+        self.store.close()
         say(logging.INFO, "stopped")
 
 
+def engaged(config: Config, binance: Binance) -> int:
+    """How many workers: no more than keep the exchange busy at our rate, beside those whose request hangs."""
+    most = min(config.concurrent_requests, config.batch_size)
+    needed = workers_needed(binance.gate.rate, binance.best_latency_seconds, most)
+    return min(most, needed + binance.hanging())
+
+
+def read_settings_again(service: Service) -> None:
+    """Go by the settings as they are now, if that was asked for."""
+    changed = service.reload.look(service.config, service.store.notices) if service.reload else None
+    if changed is not None:
+        apply_settings(service, changed)
+        service.bulletin.hurry()
+
+
+def apply_settings(service: Service, changed: frozenset[str]) -> None:
+    """Go by the settings that have changed; what reads them each time does so by itself."""
+    from tet_extras.logs import apply
+
+    config, binance = service.config, service.binance
+    if changed & {"symbols", "max_symbols", "timeframe"}:
+        service.symbols.due_ms = 0
+        service.store.claim.keeps([timeframe.name for timeframe in config.timeframe], config.symbols)
+    apply(config.log_level, config.secrets)
+    service.interval.apply(config)
+    if not config.takes_part:  # a member's rate is a part of it, which it works out again and again
+        binance.gate.rate = config.api_requests_per_sec
+    if changed & {"public_data", "binance_api_key", "binance_secret_key"}:
+        service.workers.begin("key", partial(log_api_key, config, binance), lambda nothing: None)
+
+
+def assemble(
+    config: Config,
+    clock: Clock,
+    http: Transport,
+    *,
+    once: bool,
+    simulated: bool = False,
+    reload: Reload | None = None,
+) -> Service:
+    """Make every part of the service with all that it needs, and let those listen that want to."""
+    listeners, counts, progress = Listeners(), Counts(clock), Progress()
+    inbox, interval, watchlist = Inbox(), Interval(config), Watchlist(config)
+    store = Store(config, clock, connect_redis(config))
+    binance = Binance(config, clock, http, listeners, settles_at_once=once)
+    gate = binance.gate
+    members = Membership(config, clock, store, gate, watchlist)
+    fetcher = Fetcher(config, clock, binance)
+    writer = Writer(config, clock, store, listeners)
+    bulletin = Bulletin(config, clock, store, gate, members, writer.losses)
+    live = Live(config, clock, inbox, writer, interval, counts.messages, store.notices)
+    audit = Audit(config, clock, gate, fetcher, writer, counts.candles, listeners)
+    updates = Updates(
+        config, clock, watchlist, fetcher, writer, interval, gate,
+        binance.market.klines_weight, counts.candles, listeners,
+    )  # fmt: skip
+    status = Status(
+        config, clock, __version__, counts, progress, binance, store, watchlist, interval,
+        live.figures, simulated, reload,
+    )  # fmt: skip
+    for listener in (counts, bulletin):
+        listeners.add(listener)
+    clock.wakes(inbox.wake)
+    return Service(
+        config, clock, listeners, inbox, binance, store, watchlist, members, interval, counts, progress,
+        fetcher, writer, bulletin, live, audit, updates, status, once, reload,
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------
-# Status: the figures, the status object, and what HTTP serves of them
+# What HTTP serves of the status, the feeds and their candles
 # ------------------------------------------------------------------------------
 
-HEARTBEAT_SECONDS = 60.0  # the main loop ticks every second
-MAX_REASONS = 10  # of failures, logged for each cycle
+
+def showing_of(service: Service) -> Showing:
+    """What HTTP serves of the feeds and their candles; those that memory lacks are read from Redis."""
+    from tet_extras.web.showing import Showing
+
+    config, clock, store = service.config, service.clock, service.store
+
+    def load(feed: Feed) -> Image | None:
+        value = store.load(store.keys.kline(feed.timeframe, feed.pair))[0]
+        return read_back(config, clock, feed, value).image if value else None
+
+    return Showing(config, clock, service.watchlist, load)
 
 
-def estimate(pairs: int, config: Config) -> figures.Estimate:
-    """The hourly cost in steady state at the base interval, from the configuration alone."""
-    timeframes = [(each.step_ms, each.candles_in_days(config.data_days)) for each in config.timeframe]
-    return figures.estimate(pairs, timeframes, config.update_interval, config.incremental_candles)
+def binance_api(service: Service, showing: Showing) -> BinanceApi:
+    """What answers bots that take this service for the exchange."""
+    from tet_extras.proxy import api
 
-
-class Status:
-    """The service's figures, and how they are shown: the status object, the log, /health and the metrics.
-
-    The main thread changes the fields; workers add to the tallies, and HTTP threads read. ``observe`` adds
-    to a histogram, ``on_written`` hears of each write; both do nothing until something serves them.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        binance: Binance,
-        store: Store,
-        watchlist: Watchlist,
-        schedule: Schedule,
-    ) -> None:
-        self._config = config
-        self._clock = clock
-        self._binance = binance
-        self._store = store
-        self._watchlist = watchlist
-        self._schedule = schedule
-        self._started = clock.monotonic()
-        self.showing = Showing(config, clock, store, watchlist)
-        self.observe: Callable[[str, float], None] = lambda name, seconds: None
-        self.on_written: Callable[[Mapping[str, object]], None] = lambda announcement: None
-        self.state = "starting"
-        self.waiting_for = ""
-        self.heartbeat_seconds = 0.0  # monotonic
-        self.clock_offset_ms = 0.0
-        self.cycles = 0
-        self.candles = figures.Tally()  # received, closed
-        self.updates = figures.Tally()  # written, failed
-        self.close_delays = figures.DayOfDelays()
-        self.delays_by_source = {"stream": figures.DayOfDelays(), "rest": figures.DayOfDelays()}
-        self.messages = figures.Tally()  # of streams: accepted, refused, damaged
-        self.live: Callable[[], dict[str, object] | None] = lambda: None
-        self._written = self._failed = 0  # in the last cycle
-        self._duration_seconds = 0.0
-        self._warnings: tuple[str, ...] = ()
-
-    # What happened
-
-    def clock_synced(self, offset_ms: float) -> None:
-        """Note by how much the local clock is ahead of the exchange's, with a warning when that is new."""
-        before_ms, self.clock_offset_ms = self.clock_offset_ms, offset_ms
-        if abs(offset_ms) > MAX_CLOCK_OFFSET_MS and abs(offset_ms - before_ms) > MAX_CLOCK_OFFSET_MS:
-            word = "ahead of" if offset_ms > 0 else "behind"
-            event = f"local clock is {word} Binance's; using exchange time"
-            say(logging.WARNING, event, offset_seconds=round(offset_ms / SECOND_MS, 1))
-
-    def candle_closed(self, delay_seconds: float, by_stream: bool) -> None:
-        """Count a candle that closed while the service was there, told by a stream or by REST."""
-        self.candles.add("closed")
-        for delays in (self.close_delays, self.delays_by_source["stream" if by_stream else "rest"]):
-            delays.add(delay_seconds, self._clock.now_ms())
-        self.observe("candle_delay", delay_seconds)
-        if by_stream:
-            self.observe("stream_delay", delay_seconds)
-
-    def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:
-        """Count closed candles that the exchange has otherwise by now, and log both values."""
-        self.candles.add("corrected", len(found))
-        for each in found[:MAX_REASONS]:
-            held, sent = (text.replace("\\", "") for text in (each.held, each.sent))
-            say(logging.WARNING, "candle corrected by binance", feed=feed.name, held=held, sent=sent)
-        if len(found) > MAX_REASONS:
-            more = len(found) - MAX_REASONS
-            say(logging.WARNING, "more candles corrected by binance", feed=feed.name, count=more)
-
-    def cycle_ended(self, feeds: Sequence[Feed], seconds: float) -> float:
-        """Count a cycle over these feeds, one or more; returns the share that failed."""
-        self._duration_seconds = seconds
-        self._failed = sum(1 for feed in feeds if feed.error)
-        self._written = len(feeds) - self._failed
-        self.cycles += 1
-        self.updates.add("failed", self._failed)
-        self.updates.add("written", self._written)
-        self._warnings = tuple(self._out_of_bounds(len(feeds)))
-        self.observe("cycle", seconds)
-        return self._failed / len(feeds)
-
-    def _out_of_bounds(self, updates: int) -> Iterator[str]:
-        """What the last cycle, of so many updates, says against the configured bounds."""
-        config = self._config
-        if self._duration_seconds > config.max_update_time and self.cycles > 1:
-            seconds = round(self._duration_seconds, 1)
-            yield f"a cycle took {seconds} s, more than MAX_UPDATE_TIME {config.max_update_time} s"
-        if self._failed / updates > config.max_failure_rate:
-            share = f"{self._failed} of {updates} updates failed"
-            yield f"{share}, more than MAX_FAILURE_RATE {config.max_failure_rate:g}"
-
-    # The log
-
-    def report(self, due: Sequence[Feed], regular: Sequence[Feed], requests: int, *, planned: bool) -> None:
-        """Log a line for a cycle, one for each reason of failure, and what is out of bounds."""
-        self._report_failures(due)
-        if not regular:
-            say(logging.DEBUG, "asked again after a close", feeds=len(due), requests=requests)
-            return
-        gate, next_ms = self._binance.gate, self._next_cycle_ms()
-        say(
-            logging.INFO,
-            "cycle",
-            updated=self._written,
-            failed=self._failed,
-            seconds=round(self._duration_seconds, 2),
-            requests=requests,
-            weight=f"{gate.used_weight()}/{gate.weight_limit}",
-            next=iso_time(next_ms) if next_ms and planned else "none",
-        )
-        for warning in self._warnings:
-            say(logging.WARNING, warning)
-
-    def report_once(self) -> bool:
-        """Log what failed with ``--once``; returns whether all went well."""
-        failed = [feed.name for feed in self._watchlist if feed.error]
-        if not self._watchlist.pairs:
-            say(logging.ERROR, "no symbol is left to update", invalid=", ".join(self._watchlist.invalid))
-        elif failed:
-            say(logging.ERROR, "not all updated", failed=", ".join(failed))
-        return bool(self._watchlist.pairs) and not failed
-
-    @staticmethod
-    def _report_failures(feeds: Iterable[Feed]) -> None:
-        """A warning for each reason, however many feeds share it."""
-        reasons: dict[str, list[str]] = {}
-        for feed in feeds:
-            if feed.error:
-                reasons.setdefault(feed.failure, []).append(feed.name)
-        for reason, names in list(reasons.items())[:MAX_REASONS]:
-            say(
-                logging.WARNING,
-                "update failed",
-                count=len(names),
-                feeds=some_of(names),
-                reason=reason,
-            )
-        if len(reasons) > MAX_REASONS:
-            say(logging.WARNING, "update failed for more reasons", count=len(reasons) - MAX_REASONS)
-
-    # The status object
-
-    def fields(self) -> dict[str, object]:
-        """The object under ``tet:system:status``."""
-        feeds, now_ms = list(self._watchlist), self._clock.now_ms()
-        memory = figures.resident_mb()
-        paused = self.state == "running" and self._binance.gate.pause_left_seconds() > 0
-        candles, updates = self.candles.counts(), self.updates.counts()
-        return {
-            "state": "paused" if paused else self.state,
-            "version": __version__,
-            "written": iso_time(now_ms),
-            "ttl_seconds": self._config.status_ttl,
-            "uptime_seconds": round(self._clock.monotonic() - self._started),
-            "market": self._config.binance_market,
-            "timeframes": [timeframe.name for timeframe in self._config.timeframe],
-            "symbols": list(dict.fromkeys(feed.pair.name for feed in feeds)),
-            "last_full_scan": _iso_or_none(min((f.tried_ms for f in feeds if f.tried_ms), default=0)),
-            "active_symbols": len({feed.pair for feed in feeds}),
-            "successful_updates": self._written,
-            "failed_updates": self._failed,
-            "update_duration_seconds": round(self._duration_seconds, 3),
-            "update_interval_seconds": round(self._schedule.interval_seconds, 1),
-            "update_interval_reason": self._schedule.interval_reason,
-            "next_cycle": _iso_or_none(self._next_cycle_ms()),
-            "cycles": self.cycles,
-            "updates_written": updates.get("written", 0),
-            "updates_failed": updates.get("failed", 0),
-            "candles_received": candles.get("received", 0),
-            "candles_closed": candles.get("closed", 0),
-            "candles_corrected": candles.get("corrected", 0),
-            "candles_audited": candles.get("audited", 0),
-            "waiting_for": self.waiting_for or None,
-            "clock_skew_ms": round(self.clock_offset_ms),
-            "invalid_symbols": self._watchlist.invalid,
-            "failed_symbols": {feed.name: feed.failure for feed in feeds if feed.error},
-            "warnings": list(self._warnings),
-            "close_to_redis_seconds": self.close_delays.percentiles(now_ms),
-            "memory_mb": round(memory, 1) if memory is not None else None,
-            "live": self._live(now_ms),
-            **self._freshness(feeds, now_ms),
-            **self._spent(),
-        }
-
-    def _live(self, now_ms: int) -> dict[str, object] | None:
-        """The status' part about streams; None without LIVE."""
-        if (figures := self.live()) is None:
-            return None
-        delays = {name: each.percentiles(now_ms) for name, each in self.delays_by_source.items()}
-        stream, rest = (int(each["closes"] or 0) for each in delays.values())
-        share = round(stream / (stream + rest), 4) if stream + rest else None
-        told = {"messages_by_outcome": self.messages.counts(), "close_to_redis_by_source": delays}
-        return figures | told | {"closes_by_stream_share": share}
-
-    def _next_cycle_ms(self) -> int:
-        return min((feed.due.regular_ms for feed in self._watchlist if feed.due.regular_ms), default=0)
-
-    @staticmethod
-    def _freshness(feeds: Sequence[Feed], now_ms: int) -> dict[str, object]:
-        """How old the data is: the status' part that readers look at first."""
-        ages = [(now_ms - feed.updated_ms) / SECOND_MS for feed in feeds if feed.updated_ms]
-        return {
-            "data_freshness_avg": round(sum(ages) / len(ages), 1) if ages else None,
-            "data_freshness_max": round(max(ages), 1) if ages else None,
-            "never_updated": len(feeds) - len(ages),
-            "completeness_min": min((feed.completeness for feed in feeds if feed.updated_ms), default=None),
-            "unsaved": sum(feed.buffered for feed in feeds),
-        }
-
-    def _spent(self) -> dict[str, object]:
-        """What was asked of the exchange, and its limits: the status' part about requests."""
-        gate, binance = self._binance.gate, self._binance
-        return {
-            "paused_until": _iso_or_none(gate.paused_until_ms),
-            "pause_reason": gate.pause_reason or None,
-            "used_weight": gate.used_weight(),
-            "weight_limit": gate.weight_limit,
-            "requests": binance.requests.total(),
-            "requests_by_status": binance.requests.counts(),
-            "request_errors": binance.errors.counts(),
-        }
-
-    # /health and /metrics
-
-    def health(self) -> dict[str, object]:
-        """Whether the main loop lives and the data is fresh, with the reasons where not: for /health."""
-        config, now_ms, feeds = self._config, self._clock.now_ms(), list(self._watchlist)
-        reasons = []
-        silent_seconds = self._clock.monotonic() - self.heartbeat_seconds
-        if not (live := silent_seconds < HEARTBEAT_SECONDS):
-            reasons.append(f"no heartbeat of the main loop for {silent_seconds:.0f} s")
-        stale = [feed.name for feed in feeds if now_ms - feed.updated_ms > config.max_data_age * SECOND_MS]
-        if stale:
-            which = f"{len(stale)} of {len(feeds)} ({some_of(stale)})"
-            reasons.append(f"older than {config.max_data_age} s: {which}")
-            reasons += filter(None, (self.waiting_for, self._binance.gate.pause_reason))
-        if not feeds and not self._watchlist.pairs:
-            reasons.append(self.waiting_for or "no symbol to update")
-        if unreachable := self._store.outages.reason:
-            reasons.append(unreachable)
-        ready = bool(self._watchlist.pairs) and not stale and not unreachable
-        streams = {"streams": found} if (found := self.live()) else {}
-        return {"live": live, "ready": ready, "reasons": reasons, **streams}
-
-
-class Shown(NamedTuple):
-    """A feed as the page shows it: fresh, stale, failing or missing, and why; its candles, if in memory."""
-
-    symbol: str
-    timeframe: str
-    state: str
-    reason: str
-    updated: str | None
-    series: Series | None
-
-
-class Showing:
-    """The feeds and their candles, for what HTTP serves. Nothing changes in it; HTTP threads read."""
-
-    def __init__(self, config: Config, clock: Clock, store: Store, watchlist: Watchlist) -> None:
-        self._config = config
-        self._clock = clock
-        self._store = store
-        self._watchlist = watchlist
-        self.members: Callable[[], Sequence[Mapping[str, object]]] = lambda: ()
-
-    def feeds(self) -> Iterator[Shown]:
-        """Each feed as the page's table shows it; costs no look at its candles."""
-        now_ms = self._clock.now_ms()
-        for feed in self._watchlist:
-            updated_ms, failure, state = feed.updated_ms, feed.failure, "fresh"
-            if not updated_ms:
-                state = "missing"
-            elif now_ms - updated_ms > self._config.max_data_age * SECOND_MS:
-                state = "stale"
-            elif failure:
-                state = "failing"
-            updated = _iso_or_none(updated_ms)
-            yield Shown(feed.pair.name, feed.timeframe.name, state, failure, updated, feed.series)
-
-    def ages(self) -> Iterator[tuple[str, str, float]]:
-        """Symbol, timeframe and seconds since the last good update, for those that had one."""
-        now_ms = self._clock.now_ms()
-        for feed in self._watchlist:
-            if feed.updated_ms:
-                yield feed.pair.name, feed.timeframe.name, (now_ms - feed.updated_ms) / SECOND_MS
-
-    def candles_of(self, symbol: str, timeframe: str) -> Image | None:
-        """A feed's candles as they are stored, or will be once Redis takes them; None where there are none.
-
-        They come from memory, else from Redis. Raises LookupError for what is not kept here, StoreError.
-        """
-        feed = self._watchlist.find(symbol, timeframe)
-        wanted, series = feed.timeframe.candles_in_days(self._config.data_days), feed.series
-        try:
-            if series is not None:
-                return make_image(series, wanted, feed.fetched_ms, self._config.closed_only)
-            value = self._store.load(kline_key(feed.timeframe, feed.pair))[0]
-            now_ms = self._clock.now_ms() + CLOCK_TOLERANCE_MS
-            return read_stored_value(value, feed.timeframe, wanted, now_ms).image if value else None
-        except StoredValueError:
-            return None  # not one closed candle yet, or damaged: it is fetched anew
-
-
-def _iso_or_none(at_ms: int) -> str | None:
-    return iso_time(at_ms) if at_ms else None
+    binance, clock = service.binance, service.clock
+    exchange = api.Exchange(binance.market.prefix, binance.gate, binance.ask, clock.now_ms)
+    return api.BinanceApi(service.config, exchange, showing, StoreError)
 
 
 @contextmanager
-def serving_http(config: Config, status: Status) -> Iterator[None]:
+def serving_http(service: Service) -> Iterator[None]:
     """Serve HTTP where HTTP_ADDR says, if it does. Raises TetError when it cannot bind."""
+    config, status = service.config, service.status
     if not config.http_addr:
         yield
         return
-    from tet_extras import answers, web
+    from tet_extras.web import answers, events, server
 
-    showing = status.showing
+    showing = showing_of(service)
     ages = showing.ages if config.metrics_per_symbol else None
-    frames = tuple(timeframe.name for timeframe in config.timeframe)
 
-    def fields() -> dict[str, object]:
-        members = showing.members()
-        return status.fields() | ({"members": members} if members else {})
+    def frames() -> list[str]:
+        return [timeframe.name for timeframe in config.timeframe]
 
-    sources = answers.Sources(
-        fields, status.health, frames, showing.feeds, showing.candles_of, ages, StoreError
-    )
-    with web.serving(config.http_addr, config.http_token, sources, TetError) as server:
-        status.observe, status.on_written = server.observe, server.written
-        url = addresses.page_url(config.http_addr[0], server.port)
-        say(logging.INFO, "serving the page, /api, /health and /metrics", url=url)
-        yield
+    def snapshot() -> Snapshot:
+        return replace(status.snapshot(), members=list(service.members.in_status) or None)
+
+    with events.kept(LOGGER, config.secrets) as recent:
+        sources = answers.Sources(
+            snapshot,
+            status.health,
+            frames,
+            showing.feeds,
+            showing.candles_of,
+            ages,
+            StoreError,
+            recent.latest,
+        )
+        bots = binance_api(service, showing) if config.binance_proxy else None
+        with server.serving(config.http_addr, config.http_token, sources, TetError, bots) as web:
+            service.listeners.add(web)
+            url = addresses.page_url(config.http_addr[0], web.port)
+            say(logging.INFO, "serving the page, /api, /health and /metrics", url=url)
+            yield
 
 
 # ------------------------------------------------------------------------------
-# --status, --health-check and --verify
+# What people start: --status, --health-check and --verify
 # ------------------------------------------------------------------------------
 
 
 def read_report(config: Config, store: Store, local_ms: int) -> Report:
     """Look at Redis alone. Ages are measured by exchange time where a status has it, else by ``local_ms``.
 
-    Raises StoreError.
+    An error of Redis is a problem in the report.
     """
-    from tet_extras.report import configured_pairs, make_report
+    from tet_extras.report import Report, configured_pairs, make_report
 
-    status, status_age_seconds = store.load_status() or ({}, None)
-    names = configured_pairs(config.symbols, status)
-    feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
-    found = zip(feeds, store.load_tails(feeds), strict=True)
-    tails = [(pair.name, timeframe.name, *values) for (pair, timeframe), values in found]
-    return make_report(status, status_age_seconds, tails, local_ms / SECOND_MS, config.max_data_age)
+    try:
+        found = store.load_status()
+        names = configured_pairs(config.symbols, Snapshot.of(found[0]) if found else None)
+        feeds = [(Pair(*name.split("/")), timeframe) for timeframe in config.timeframe for name in names]
+        values = zip(feeds, store.load_tails(feeds), strict=True)
+    except StoreError as error:
+        return Report({}, None, 0.0, [], [str(error)])
+    tails = [(pair.name, timeframe.name, *tail) for (pair, timeframe), tail in values]
+    return make_report(found, tails, local_ms / SECOND_MS, config.max_data_age)
 
 
 def show_status(config: Config, store: Store, *, as_json: bool) -> int:
     """``--status``: print the report; 0 when all is well, else 1."""
-    from tet_extras.report import Report, report_json, report_text
+    from tet_extras.report import report_json, report_text
 
-    try:
-        report = read_report(config, store, int(time.time() * SECOND_MS))
-    except StoreError as error:
-        report = Report({}, None, [], [str(error)])
+    report = read_report(config, store, int(time.time() * SECOND_MS))
     page = addresses.page_url(*config.http_addr) if config.http_addr else ""
     click.echo(report_json(report) if as_json else report_text(report, page))
     return EXIT_FAILED if report.problems else EXIT_OK
@@ -4717,9 +2380,8 @@ def check_health(config: Config, clock: Clock, binance: Binance, store: Store) -
     """Look at Redis, Binance, the keys, the symbols and the data's age; costs 22 of the exchange's weight."""
     from tet_extras.report import ago
 
-    store_check = _check_store(store)
+    store_check, pause = _check_store(config, store)
     yield store_check
-    pause = store.load_pause() if store_check.ok else None
     if pause:
         yield Check("binance", False, f"not asked: a pause of {ago(pause[0])} more is on: {pause[1]}")
     else:
@@ -4731,13 +2393,15 @@ def check_health(config: Config, clock: Clock, binance: Binance, store: Store) -
         yield Check("data", not report.problems, found)
 
 
-def _check_store(store: Store) -> Check:
+def _check_store(config: Config, store: Store) -> tuple[Check, tuple[float, str] | None]:
+    """Whether Redis does what the service wants of it, and the pause that is kept there."""
     try:
         store.prepare()
         store.try_write()
+        fits, memory = caution(partial(store.info, store.keys.status), memory_needed(config))
+        return Check("redis", fits, f"answers and takes writes{memory}"), store.load_pause()
     except StoreError as error:
-        return Check("redis", False, str(error))
-    return Check("redis", True, "answers and takes writes")
+        return Check("redis", False, str(error)), None
 
 
 def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[Check]:
@@ -4745,7 +2409,7 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
         began = clock.monotonic()
         offset_ms = binance.sync_clock()
         latency_ms = round((clock.monotonic() - began) * SECOND_MS)
-        listings, meant = binance.look_up(config)
+        listings, meant, _ = look_up(binance, config)
         gate = binance.gate
         found = f"answers in {latency_ms} ms, weight {gate.used_weight()} of {gate.weight_limit}"
         yield Check("binance", True, found)
@@ -4762,7 +2426,9 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
 
 
 def check_api_key(binance: Binance) -> Check:
-    """Whether the API key works and may no more than read. Makes one signed call."""
+    """Whether the API key works and may no more than read. Makes one signed call, if anybody answers it."""
+    if not binance.can_tell_permissions:
+        return Check("keys", True, "what the API key may do cannot be asked here; candles do not need it")
     try:
         permissions = binance.key_permissions()
     except RefusedError as error:
@@ -4783,41 +2449,61 @@ def log_api_key(config: Config, binance: Binance) -> None:
         say(logging.INFO if check.ok else logging.ERROR, check.found)
 
 
-def verify(config: Config, clock: Clock, binance: Binance, store: Store, *, repair: bool) -> int:
+def verify(
+    config: Config, clock: Clock, binance: Binance, store: Store, *, repair: bool, as_json: bool
+) -> int:
     """``--verify``: compare every value with the exchange and print what differs; 0 when nothing does.
 
     With ``repair`` what differs is written as the exchange has it. Raises ExchangeError and StoreError.
     """
-    from tet_extras.report import ago, show_verdict, verdicts_text
+    from tet_extras import verdicts as said
 
     store.prepare()
     if pause := store.load_pause():
-        click.echo(f"not asked: a pause of {ago(pause[0])} more is on: {pause[1]}", err=True)
+        said.show_pause(*pause, as_json=as_json)
         return EXIT_FAILED
-    service = Service(config, clock, binance, store, once=True)
-    binance.sync_clock()
-    service.watchlist.update(*binance.look_up(config))
-    feeds, verdicts = list(service.watchlist), []
-    with process.progress_bar(len(feeds), "Verify") as step:
-        for feed in feeds:
-            keep = feed.timeframe.candles_in_days(config.data_days)
-            repair_ms = clock.now_ms() if repair else 0
-            verdict = verify_feed(feed, service.fetcher, service.writer, keep, repair_ms)
-            if repair and verdict.problem:
-                service.update(feed)
-            verdicts.append(verdict)
-            show_verdict(feed.name, verdict, iso_time)
-            step(1)
-    click.echo(verdicts_text(verdicts, binance.requests.total(), repair=repair))
-    is_well = bool(verdicts) and not any(verdict.found or verdict.problem for verdict in verdicts)
-    return EXIT_OK if is_well else EXIT_FAILED
+    if config.takes_part:  # as a guest: it owns its SHARD, or all pairs, and shares the rate of its address
+        config = replace(config, group=None, egress=config.egress or "")
+    inbox, watchlist = Inbox(), Watchlist(config)
+    members = Membership(config, clock, store, binance.gate, watchlist)
+    tick = said.telling_of_waits(binance.gate, members.look)
+    workers = Workers(1, clock, inbox, lambda message: None, tick)
+    clock.wakes(inbox.wake)
+    fetcher = Fetcher(config, clock, binance)
+    writer = Writer(config, clock, store, Listener())
+
+    def compare() -> list[Verdict]:
+        members.join()
+        binance.sync_clock()
+        watchlist.update(*(found := look_up(binance, config)))
+        if not as_json:
+            said.show_skipped(watchlist.invalid, found.meant.left_out, config.max_symbols)
+        verdicts = []
+        with process.progress_bar(len(watchlist), "Verify") as step:
+            for feed in watchlist:
+                keep, repair_ms = feed.timeframe.candles_in_days(config.data_days), clock.now_ms() * repair
+                verdicts.append(verify_feed(feed, fetcher, writer, keep, repair_ms))
+                if not as_json:
+                    said.show_verdict(feed.name, verdicts[-1], iso_time)
+                step(1)
+        return verdicts
+
+    try:
+        with nullcontext() if as_json else said.naming_what_is_odd():
+            verdicts = workers.do(compare)
+    finally:
+        clock.stop()
+        workers.stop()
+        members.leave()
+    named = dict(zip((feed.name for feed in watchlist), verdicts, strict=True))
+    facts = (named, watchlist.invalid, binance.requests.total())
+    return EXIT_OK if said.show_all(*facts, repair=repair, as_json=as_json) else EXIT_FAILED
 
 
 def show_health(config: Config, clock: Clock, binance: Binance, store: Store, *, as_json: bool) -> int:
     """``--health-check``: print a line for each check as it is done; 0 when all is well, else 1."""
     from tet_extras.report import show_checks
 
-    binance.attempts = 1
     checks = check_health(config, clock, binance, store)
     return EXIT_OK if show_checks(checks, as_json=as_json) else EXIT_FAILED
 
@@ -4833,20 +2519,20 @@ WATCH_SECONDS = 2.0
 def with_redis(config: Config) -> Iterator[Config]:
     """The settings with an address to connect to: for ``embedded`` that of a server started for as long.
 
-    Raises StoreError when that server cannot be started.
+    Raises StoreError when that server cannot be started, ConfigError when DATA_DIR is the reason.
     """
     if config.redis_addr != EMBEDDED:
         yield config
         return
     from tet_extras import embedded
 
-    memory_mb = 256 + 3 * (estimate(config.most_symbols, config).candles_bytes // 1_000_000)
+    memory_mb = 256 + 3 * (figures.estimate(config.most_symbols, config).stored_bytes // 1_000_000)
     with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
         yield _at_port(config, port)
 
 
 def find_embedded(config: Config) -> Config:
-    """The settings with the address of the embedded server that runs now. Raises StoreError."""
+    """The settings with the address of the embedded server that runs now. Raises StoreError, ConfigError."""
     if config.redis_addr != EMBEDDED:
         return config
     from tet_extras import embedded
@@ -4866,35 +2552,44 @@ def demo(flags: Mapping[str, str], *, once: bool) -> int:
     def show(config: Config, store: Store, clock: Clock, once: bool) -> None:
         click.echo(f"\n{report_text(read_report(config, store, clock.now_ms()))}")
         if not once and config.http_addr:
-            click.echo(text_after(urlsplit(config.redis_addr).port, config.http_addr))
+            click.echo(text_after(config, flags))
 
     def resolve(settings: Texts) -> Config:
         return resolve_config(settings, {}, None).config
 
     with simulated(flags, resolve, with_page=not once) as config:
         start_logging(config)
-        return serve(config, once=once, on_filled=show)
+        return serve(config, once=once, on_filled=show, simulated=True)
 
 
-def serve(config: Config, *, once: bool, on_filled: Callable[..., None] = lambda *facts: None) -> int:
-    """Run the service with these settings; returns the exit code."""
+def serve(
+    config: Config,
+    *,
+    once: bool,
+    on_filled: Callable[..., None] = lambda *facts: None,
+    simulated: bool = False,
+    resolve: Callable[[], Resolved] | None = None,
+    config_file: Path | None = None,
+) -> int:
+    """Run the service with these settings; returns the exit code. ``resolve`` reads them again."""
     clock = Clock()
+    watched = config_file if config.watch_config else None
+    reload = Reload(clock, config, resolve, _conflicts, watched) if resolve and not once else None
 
     def stop(signal_name: str) -> None:
         say(logging.INFO, "stopping", signal=signal_name)
         clock.stop()
 
     process.tune_memory()
-    process.stop_on_signals(stop, EXIT_FAILED if once else EXIT_OK)
+    process.stop_on_signals(stop, EXIT_FAILED if once else EXIT_OK, reload.ask if reload else None)
     say(logging.INFO, "tet-data-service", version=__version__)
-    say(logging.INFO, "settings", **{option.name.lower(): shown(option.name, config) for option in OPTIONS})
+    say(logging.INFO, "settings", **differing(config))
     try:
         with connect_http(config) as http, with_redis(config) as config:
-            store = Store(config, clock, connect_redis(config))
-            filled = partial(on_filled, config, store, clock, once)
-            service = Service(config, clock, Binance(config, clock, http), store, once=once, on_filled=filled)
-            with serving_http(config, service.status):
-                return service.run()
+            config = in_force(config)
+            service = assemble(config, clock, http, once=once, simulated=simulated, reload=reload)
+            with serving_http(service):
+                return service.run(partial(on_filled, config, service.store, clock, once))
     except ConfigError as error:
         say(logging.ERROR, "startup failed", reason=str(error))
         return EXIT_USAGE
@@ -4905,24 +2600,62 @@ def serve(config: Config, *, once: bool, on_filled: Callable[..., None] = lambda
 
 def look(config: Config, what: str, *, as_json: bool, watch: bool, repair: bool) -> int:
     """``--status``, ``--health-check`` or ``--verify``; returns the exit code."""
+    from tet_extras.report import no_report
+
+    logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # what is printed says what happened
     clock = Clock()
-    config = find_embedded(config)
+    try:
+        config = find_embedded(config)
+    except StoreError as error:
+        if as_json:
+            click.echo(no_report(what, str(error)))
+            return EXIT_FAILED
+        raise
     store = Store(config, clock, connect_redis(config))
     if what != "status":
         with connect_http(config) as http:
-            binance = Binance(config, clock, http)
-            if what == "verify":
-                return verify(config, clock, binance, store, repair=repair)
+            verifies = what == "verify"
+            attempts = ATTEMPTS if verifies else 1
+            binance = Binance(config, clock, http, attempts=attempts, settles_at_once=verifies)
+            if verifies:
+                try:
+                    return verify(config, clock, binance, store, repair=repair, as_json=as_json)
+                except TetError as error:
+                    if as_json:
+                        click.echo(no_report(what, str(error)))
+                        return EXIT_FAILED
+                    raise
             return show_health(config, clock, binance, store, as_json=as_json)
     if not watch:
         return show_status(config, store, as_json=as_json)
     code = EXIT_FAILED
     with suppress(KeyboardInterrupt):
-        while True:
+        while not output.reader_is_gone():
             click.clear()
             code = show_status(config, store, as_json=as_json)
             time.sleep(WATCH_SECONDS)
     return code
+
+
+def export_candles(config: Config, wanted: export.Wanted) -> int:
+    """``--export``: write a pair's closed candles as a file; returns the exit code. Raises TetError."""
+    from tet_extras.report import configured_pairs
+
+    if len(config.timeframe) > 1:
+        raise click.UsageError("--export writes one timeframe: name it with --timeframe")
+    (timeframe,) = config.timeframe
+    logging.getLogger(LOGGER).addHandler(logging.NullHandler())  # what is printed says what happened
+    config = find_embedded(config)
+    store = Store(config, Clock(), connect_redis(config))
+    found = store.load_status()
+    status = Snapshot.of(found[0]) if found else None
+    (name,) = configured_pairs([wanted.pair], status) or [wanted.pair]
+    value = store.load(store.keys.kline(timeframe, Pair(*name.split("/"))))[0] if "/" in name else None
+    if not value:
+        near = meant_symbol(name, (Pair(*each.split("/"))[:2] for each in (status.symbols if status else ())))
+        raise StoreError(f"{name} {timeframe.name} is not kept" + (f"; did you mean {near}?" if near else ""))
+    export.write(export.closed_rows(value), wanted)
+    return EXIT_OK
 
 
 def show_config(resolved: Resolved) -> int:
@@ -4931,33 +2664,42 @@ def show_config(resolved: Resolved) -> int:
 
     rows = [(o.name, shown(o.name, resolved.config), resolved.origins[o.name]) for o in OPTIONS]
     click.echo(config_table(rows))
-    code = EXIT_OK
-    if resolved.config.has_wildcards:
-        code = show_wildcards(resolved.config)
+    code = show_symbols(resolved.config)
     for warning in resolved.warnings:
         click.echo(f"warning: {warning}", err=True)
     return code
 
 
-def show_wildcards(config: Config) -> int:
-    """Say which pairs wildcards mean now, and what they cost; asks the exchange which there are."""
+def show_problems(error: ConfigError) -> None:
+    """Say what is wrong with the settings."""
+    lines = [f"error: {problem}" for problem in error.problems]
+    lines += [f"warning: {warning}" for warning in error.warnings]
+    click.echo("\n".join([*lines, "Nothing was started. --help lists the settings."]), err=True)
+
+
+def show_symbols(config: Config) -> int:
+    """Say which pairs are meant now, and what they cost; asks the exchange which there are.
+
+    Names that are no wildcards are taken for pairs where it cannot be asked.
+    """
     from tet_extras.report import cost_text
 
     clock = Clock()
     try:
         with connect_http(config) as http:
-            binance = Binance(config, clock, http)
-            binance.attempts = 1
-            listings, meant = binance.look_up(config)
+            binance = Binance(config, clock, http, attempts=1)
+            listings, meant, _ = look_up(binance, config)
+        pairs, invalid = resolve_symbols(meant.names, listings)
+        names = [pair.name for pair in pairs]
     except ExchangeError as error:
-        click.echo(
-            f"error: SYMBOLS: the exchange could not be asked which pairs are meant: {error}", err=True
-        )
-        return EXIT_FAILED
-    pairs, invalid = resolve_symbols(meant.names, listings)
-    names = [pair.name for pair in pairs]
+        if config.has_wildcards:
+            problem = f"SYMBOLS: the exchange could not be asked which pairs are meant: {error}"
+            click.echo(f"error: {problem}", err=True)
+            return EXIT_FAILED
+        click.echo(f"\nSYMBOLS: the exchange could not be asked which of them trade: {error}")
+        names, invalid, meant = list(config.symbols), {}, Expansion([], [], [])
     invalid |= dict.fromkeys(meant.unmatched, "no pair that trades fits")
-    cost, market = estimate(len(names), config), binance.market
+    cost, market = figures.estimate(len(names), config), binance.market
     weights = market.klines_weight(config.incremental_candles + 1), market.klines_weight(market.page_rows)
     pages = sum(-(-each.candles_in_days(config.data_days) // market.page_rows) for each in config.timeframe)
     weight = (cost.requests * weights[0] / 60, binance.gate.weight_limit, len(names) * pages * weights[1])
@@ -4966,22 +2708,17 @@ def show_wildcards(config: Config) -> int:
     return EXIT_OK
 
 
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give the command a flag for each row of `OPTIONS` that has one."""
-    for option in reversed(OPTIONS):
-        if option.flag:
-            default = f" [{option.default}]" if option.default and len(option.default) < 30 else ""
-            # A switch may stand alone, or take a word: --public=false undoes the file's true.
-            alone: dict[str, Any] = {"flag_value": "true"} if option.type is click.BOOL else {}
-            command = click.option(
-                option.flag,
-                option.name,
-                metavar=option.metavar,
-                help=f"{option.help}{default}",
-                is_flag=False,
-                **alone,
-            )(command)
-    return command
+def resolve_again(flags: Texts, environment: Texts, config_file: Path | None) -> Resolved:
+    """The settings as they are now, for a service that runs. Raises ConfigError."""
+    check_again(config_file)
+    return resolve_config(flags, environment, config_file)
+
+
+def _check_company(look_at: str | None, *, as_json: bool, watch: bool, repair: bool) -> None:
+    if (as_json and look_at is None) or (watch and look_at != "status"):
+        raise click.UsageError("--json goes with --status, --health-check or --verify, --watch with --status")
+    if repair and look_at != "verify":
+        raise click.UsageError("--repair goes with --verify")
 
 
 @click.command(
@@ -4992,7 +2729,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     file. Exit codes: 0 good, 1 something failed, 2 wrong settings.""",
 )
 @click.option("--config", "config_file", metavar="FILE", help="Config file [config.txt, else .env].")
-@_with_options
+@partial(with_flags, OPTIONS)
 @click.option(
     "--demo", "as_demo", is_flag=True, help="Try it: a simulated market, no keys, no network, no Redis."
 )
@@ -5003,8 +2740,9 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--verify", "look_at", flag_value="verify", help="Compare all with the exchange: 0 or 1.")
 @click.option("--repair", is_flag=True, help="With --verify: write the exchange's values.")
+@export.with_flags
 @click.option("--check-config", is_flag=True, help="Show the settings in force and where each is from.")
-@click.option("--json", "as_json", is_flag=True, help="With --status or --health-check: as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="With --status, --health-check or --verify: as JSON.")
 @click.option("--watch", is_flag=True, help="With --status: again and again, until Ctrl-C.")
 @click.version_option(process.version_text(__version__), message="tet-data-service %(version)s")
 def main(
@@ -5028,36 +2766,36 @@ def main(
       tet-data-service --public --once --symbols=BTC/USDT --timeframe=15m,1h
       tet-data-service --public --status --watch         what is there, and how fresh
     """
-    if (as_json and look_at not in ("status", "health")) or (watch and look_at != "status"):
-        raise click.UsageError("--json goes with --status or --health-check, --watch with --status")
-    if repair and look_at != "verify":
-        raise click.UsageError("--repair goes with --verify")
+    _check_company(look_at, as_json=as_json, watch=watch, repair=repair)
+    wanted = export.taken(flags)
     given = {name: text for name, text in flags.items() if text is not None}
-    if look_at == "status":
+    if look_at == "status" or wanted:
         given["PUBLIC_DATA"] = "true"  # it reads Redis alone: no key is needed
     try:
         if as_demo:
             process.end_process(demo(given, once=once))
-        resolved = resolve_config(given, os.environ, find_config_file(config_file))
+        file = find_config_file(config_file)
+        resolved = resolve_config(given, os.environ, file)
         if check_config:
             sys.exit(show_config(resolved))
+        if wanted:
+            sys.exit(export_candles(resolved.config, wanted))
         if look_at:
             sys.exit(look(resolved.config, look_at, as_json=as_json, watch=watch, repair=repair))
         start_logging(resolved.config)
     except ConfigError as error:
-        lines = [f"error: {problem}" for problem in error.problems]
-        lines += [f"warning: {warning}" for warning in error.warnings]
-        click.echo("\n".join([*lines, "Nothing was started. --help lists the settings."]), err=True)
+        show_problems(error)
         sys.exit(EXIT_USAGE)
     except TetError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_FAILED)
     for warning in resolved.warnings:
         say(logging.WARNING, warning)
-    process.end_process(serve(resolved.config, once=once))
+    if group := resolved.config.group:  # tcsh sets a variable of that name by itself
+        say(logging.INFO, "shares the pairs", group=group, **{"from": resolved.origins["GROUP"]})
+    resolve = partial(resolve_again, given, os.environ, file)
+    process.end_process(serve(resolved.config, once=once, resolve=resolve, config_file=file))
 
 
 if __name__ == "__main__":
-    if __spec__ is None:  # a script, not python -m
-        process.run_imported("tet_data_service", "main")
     main()

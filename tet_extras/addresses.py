@@ -9,6 +9,15 @@ from urllib.parse import SplitResult, urlsplit
 EMBEDDED = "embedded"
 
 _REDIS_QUERY = re.compile(r"((db|ssl_ca_certs|ssl_certfile|ssl_keyfile)=[^&]*(&|$))*")
+_HOST = r"(?:[\w.-]*|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)(?::[0-9]{1,5})?"
+_KNOWN_PATH = r"(?:/(?:[0-9]{1,4}|[sfdep]?api|v[1-9]|ws|stream|market|public|private)?)*"
+_PLAIN = re.compile(
+    rf"(?:(?:[A-Za-z][A-Za-z0-9+.-]*://|//)?{_HOST}{_KNOWN_PATH}|unix:///[^?#@]*)"
+    r"(?:\?(?:(?:db=[0-9]+|ssl_[a-z_]+=[\w./~-]+)(?:&|$))*)?"
+)
+#: What is added to a base address, with the version, and to that of the streams.
+_ADDED = {"http": r"/[sfdep]?api/v[0-9]+(?=/|$)", "ws": r"/(ws|stream)(?=/|$)"}
+OF_BINANCE = ("binance.com", "binance.vision", "binance.us", "binancefuture.com")
 
 
 class Refusal(ValueError):
@@ -21,6 +30,7 @@ def split_address(text: str) -> SplitResult:
     host, port = parts.hostname or "", parts.port
     if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or port == 0 or re.search(r"[\s\x00-\x1f]", text):
         raise ValueError("no such host or port")
+    host.encode("idna")  # an empty or overlong part of a name is a UnicodeError, which is a ValueError
     return parts
 
 
@@ -33,8 +43,14 @@ def _url(text: str, schemes: tuple[str, ...]) -> str:
     parts = split_address(text)
     if parts.username is not None or parts.password is not None:
         raise Refusal("a user name or password in it")
-    if parts.scheme not in schemes or parts.query or parts.fragment:
+    if parts.scheme not in schemes:
         raise ValueError(f"not an address of {' or '.join(schemes)}")
+    added = re.search(_ADDED[schemes[0]], parts.path)
+    if added or (schemes[0] == "http" and parts.path.strip("/") and is_within(text, OF_BINANCE)):
+        path = added[0] if added else "the path"
+        raise Refusal(f"leave out {path} and what follows: the service adds the path itself")
+    if parts.query or parts.fragment:
+        raise ValueError("not a bare address")
     return text.rstrip("/")
 
 
@@ -101,12 +117,29 @@ def page_url(host: str, port: int) -> str:
     return f"http://{host_and_port(host, port)}/"
 
 
-def without_password(address: str) -> str:
-    """The address with everything masked that may be a password, however odd it looks."""
-    masked = [
-        re.sub(r"^(\w+://|//)?([^:@/]*:)?.*@", r"\1\2***@", url, flags=re.S) for url in redis_nodes(address)
-    ]
-    return ",".join(masked)
+def shown_address(text: str) -> str:
+    """The address, or several with commas between them, as it may be shown, however odd it looks.
+
+    Only what is an address stays: scheme, host, port, the path of a socket, a path that is well known, and
+    what Redis may be told after a ``?``. All else may be a user, a password or a token, and is masked. By
+    this way alone an address gets into a log, an error, the status or onto a screen.
+    """
+    if all(_PLAIN.fullmatch(part) for part in text.split(",")):
+        return text
+    return ",".join(map(_masked, re.split(r",(?=[a-z]+://)", text)))
+
+
+def _masked(url: str) -> str:
+    if _PLAIN.fullmatch(url):
+        return url
+    scheme, rest = re.fullmatch(r"([A-Za-z][\w+.-]*://|//)?(.*)", url, re.S).groups("")  # type: ignore[union-attr]
+    user, at, place = rest.rpartition("@")
+    if re.search("[/?#]", user):  # a password that was not encoded, or a path: nobody can tell
+        return f"{scheme}***"
+    host, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", place, re.S).groups("")  # type: ignore[union-attr]
+    host = host if re.fullmatch(_HOST, host) else "***"
+    known = re.fullmatch(_KNOWN_PATH, path) or (scheme == "unix://" and not host)
+    return f"{scheme}{'***@' if at else ''}{host}{path if known else '/***'}{query[:1] and query[0] + '***'}"
 
 
 def is_loopback(host: str) -> bool:

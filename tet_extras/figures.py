@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-HOUR_MS = 3_600_000
+from tet_core.candles import Fields
+from tet_core.errors import some_of
+from tet_core.snapshot import Delays
+from tet_core.times import HOUR_MS, SECOND_MS, Timeframe
 
 
 class Tally:
@@ -30,6 +34,11 @@ class Tally:
         """The counts so far, by name."""
         with self._lock:
             return dict(self._counts)
+
+    def take(self, *names: str) -> list[int]:
+        """The counts of these names, which begin anew."""
+        with self._lock:
+            return [self._counts.pop(name, 0) for name in names]
 
     def total(self) -> int:
         """All counts together."""
@@ -54,27 +63,35 @@ class DayOfDelays:
             for old in [known for known in self._by_hour if known <= hour - 24]:
                 del self._by_hour[old]
 
-    def percentiles(self, now_ms: int) -> dict[str, float | int | None]:
+    def percentiles(self, now_ms: int) -> Delays:
         """How many closes there were in the last day, and the p50, p95 and p99 of their delays in seconds."""
         with self._lock:
             hours = [counts for hour, counts in self._by_hour.items() if hour > now_ms // HOUR_MS - 24]
             tenths = sum(hours, Counter())
         ordered, total = sorted(tenths), tenths.total()
         within = list(accumulate(tenths[tenth] for tenth in ordered))
-        found: dict[str, float | int | None] = {"closes": total}
-        for share in (50, 95, 99):  # the smallest delay that so many percent of the closes do not exceed
-            place = bisect_left(within, -(-share * total // 100))
-            found[f"p{share}"] = ordered[place] / 10 if total else None
-        return found
+        if not total:
+            return Delays(0, None, None, None)
+        # The smallest delay that so many percent of the closes do not exceed.
+        places = (bisect_left(within, -(-share * total // 100)) for share in (50, 95, 99))
+        return Delays(total, *(ordered[place] / 10 for place in places))
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def lacks_text(member: str, feeds: Sequence[str]) -> str:
+    """What a member of a group lacks of what the others keep, in words; no feeds: it does not say."""
+    if not feeds:
+        return f"GROUP: {member} does not say which pairs it has (an older release); others keep them, too"
+    which = f"{len(feeds)} of the group's pairs: {some_of(feeds)}"
+    return f"GROUP: {member} lacks {which}; set SYMBOLS and TIMEFRAME alike, or another GROUP"
 
 
 def resident_mb() -> float | None:
     """The memory this process holds in MB, None where the system does not say."""
+    if sys.platform == "win32":
+        from . import windows
+
+        held = windows.resident_bytes()
+        return held / 1e6 if held else None
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -82,12 +99,16 @@ def resident_mb() -> float | None:
         return None
 
 
+PLAIN = 150  # candles of a series that are not packed: see `tet_core.history`
+
+
 class Estimate(NamedTuple):
-    """What a configuration costs: requests and bytes per hour, and memory for the candles."""
+    """What a configuration costs: requests and bytes per hour, the candles in Redis and in memory."""
 
     requests: int
     bytes_from_binance: int
     bytes_to_redis: int
+    stored_bytes: int
     candles_bytes: int
 
     def facts(self) -> dict[str, float]:
@@ -95,26 +116,48 @@ class Estimate(NamedTuple):
         return {
             "requests_per_hour": self.requests,
             "from_binance_mb_per_hour": round(self.bytes_from_binance / 1e6, 1),
-            "to_redis_mb_per_hour": round(self.bytes_to_redis / 1e6),
+            "to_redis_mb_per_hour": round(self.bytes_to_redis / 1e6, 1),
             "candles_mb": round(self.candles_bytes / 1e6, 1),
         }
 
 
-def estimate(
-    pairs: int, timeframes: Iterable[tuple[int, int]], interval_seconds: int, refetched: int
-) -> Estimate:
+class Settings(Protocol):
+    """The settings that the costs follow from."""
+
+    @property
+    def timeframe(self) -> tuple[Timeframe, ...]:
+        """All timeframes."""
+
+    @property
+    def data_days(self) -> int:
+        """How long the window is."""
+
+    @property
+    def update_interval(self) -> int:
+        """Seconds."""
+
+    @property
+    def incremental_candles(self) -> int:
+        """How many candles are fetched again with each update."""
+
+    @property
+    def kept_fields(self) -> Fields:
+        """What is kept of a candle."""
+
+
+def estimate(pairs: int, settings: Settings) -> Estimate:
     """The hourly cost in steady state at the base interval.
 
-    ``timeframes`` has the length of a candle in ms and the number kept, for each. Sizes are those of
-    typical replies: 70 bytes a row after gzip and 500 for the reply around them; a stored candle takes 145,
-    a patch 1,200. A value is written whole at each close, and once an hour.
+    Sizes are those of typical replies and values: 70 bytes a row after gzip and 500 for the reply around
+    them; a stored candle of five fields takes 155, each more 38, and a write, of a close or not, 1,200. In
+    memory the last candles, some `PLAIN` of them, take 165 bytes more than the packed ones, which take 35.
     """
-    requests = to_redis = candles = 0
-    for step_ms, held in timeframes:
-        closes = pairs * 3_600_000 / step_ms
-        updates = max(pairs * 3600 / interval_seconds, closes)
-        whole = min(updates, max(pairs, closes))
-        requests += round(updates)
-        to_redis += round(whole * held * 145 + (updates - whole) * 1200)
-        candles += pairs * held * 155
-    return Estimate(requests, requests * (500 + 70 * (refetched + 1)), to_redis, candles)
+    requests = stored = candles = 0
+    more = len(settings.kept_fields.names) - 5
+    for timeframe in settings.timeframe:
+        held = timeframe.candles_in_days(settings.data_days)
+        requests += round(pairs * HOUR_MS / min(settings.update_interval * SECOND_MS, timeframe.step_ms))
+        stored += pairs * held * (155 + 38 * more)
+        candles += pairs * (held * (35 + 9 * more) + min(held, PLAIN) * (165 + 29 * more))
+    from_binance = requests * (570 + 70 * settings.incremental_candles)
+    return Estimate(requests, from_binance, requests * 1200, stored, candles)

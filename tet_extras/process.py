@@ -14,37 +14,101 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 import click
 
+from .output import make_robust
+
 MAX_STOP_SECONDS = 4.5
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform == "win32":  # Ctrl-Break, which is what a program can send to another one there
+    STOP_SIGNALS.append(signal.SIGBREAK)
 
 
-def stop_on_signals(stop: Callable[[str], None], code: int) -> None:
+#: Windows has none.
+HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+
+
+def _has_terminal() -> bool:
+    """Whether stdin is a terminal that is still there."""
+    try:
+        return os.isatty(0)
+    except OSError:
+        return False
+
+
+def stop_on_signals(stop: Callable[[str], None], code: int, hang_up: Callable[[str], None] | None) -> None:
     """Let SIGINT and SIGTERM stop the service; a second one a second later, or `MAX_STOP_SECONDS`, end it.
 
-    The handler only puts a note into a queue, which is safe at any moment; a thread of its own reads it
-    and calls ``stop`` with the signal's name: that may take a lock that the interrupted thread holds.
+    On Windows Ctrl-Break and the closing of the console do, too. SIGHUP is for ``hang_up``, unless it says
+    that the terminal is gone in which the service was started: then, or without ``hang_up``, it stops. The
+    handler only puts a note into a queue, which is safe at any moment; a thread of its own reads it and calls
+    ``stop`` or ``hang_up`` with the signal's name: these may take a lock that the interrupted thread holds.
     ``code`` is the exit code of a stop that had to be cut short: nothing is half-written, since Redis
     writes in one step.
     """
     notes: queue.SimpleQueue[int] = queue.SimpleQueue()
+    had_terminal = _has_terminal()
 
     def watch() -> None:
-        stop(signal.Signals(notes.get()).name)
+        while (number := notes.get()) == HANG_UP and hang_up and _has_terminal() is had_terminal:
+            hang_up(signal.Signals(number).name)
+        stop(signal.Signals(number).name)
         began = time.monotonic()
         with suppress(queue.Empty):
             while (now := time.monotonic()) < began + MAX_STOP_SECONDS:
-                notes.get(timeout=began + MAX_STOP_SECONDS - now)
+                if notes.get(timeout=began + MAX_STOP_SECONDS - now) == HANG_UP:
+                    continue
                 # A terminal's Ctrl-C comes twice when a launcher passes its own on.
                 if time.monotonic() - began > 1:
                     os._exit(1)
         os._exit(code)
 
     threading.Thread(target=watch, name="signals", daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS if HANG_UP is None else (*STOP_SIGNALS, HANG_UP):
         signal.signal(number, lambda signum, frame: notes.put(signum))
+    if sys.platform == "win32":
+        from . import windows
+
+        windows.on_close(lambda: notes.put(signal.SIGBREAK))
+        if getattr(sys, "frozen", False):  # its launcher may be killed, which it cannot pass on
+            windows.end_with(os.getppid(), lambda: notes.put(signal.SIGTERM))
+
+
+def claim_port(listener: socket.socket) -> None:
+    """Let a socket have a port that was in use a moment ago, but never one that another program listens on.
+
+    On Windows SO_REUSEADDR allows that, too, and SO_EXCLUSIVEADDRUSE keeps others from doing it.
+    """
+    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if exclusive is None else exclusive, 1)
+
+
+#: Sockets that listen already, for who will serve at their addresses.
+_kept: dict[tuple[str, int], socket.socket] = {}
+
+
+def keep_port(listener: socket.socket) -> None:
+    """Keep a socket that listens until this process serves there: nobody gets the port meanwhile."""
+    _kept[listener.getsockname()[:2]] = listener
+
+
+def kept_port(address: tuple[str, int]) -> socket.socket | None:
+    """The socket that was kept for that address, once."""
+    return _kept.pop(address, None)
+
+
+def take_file(file: IO[bytes]) -> None:
+    """Take a file for as long as it is open. Raises BlockingIOError where another process has it."""
+    if sys.platform == "win32":
+        from . import windows
+
+        windows.lock(file)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def notify_systemd(text: str) -> None:
@@ -82,30 +146,13 @@ def end_process(code: int) -> NoReturn:
     A signal that comes now, such as a Ctrl-C that a launcher passes on, changes nothing: while Python
     ends it would meet no handler of ours.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     logging.shutdown()
     sys.stdout.flush()
     if any(thread.name.startswith(("worker", "writer")) for thread in threading.enumerate()):
         os._exit(code)
     sys.exit(code)
-
-
-def run_imported(module: str, function: str) -> None:
-    """Let this process, started as a script, begin anew with a module imported, and run its function.
-
-    Python keeps the syntax tree of a script, here some 10 MB, for as long as it runs; of what it imports it
-    does not. Returns where that cannot be: on Windows, where a new program is another process, in a frozen
-    binary, which has no syntax tree, and without an interpreter to name.
-    """
-    if os.name != "posix" or getattr(sys, "frozen", False) or not sys.executable:
-        return
-    folder = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH100, PTH120 (as Python itself does)
-    code = f"import sys; sys.path[0] = {folder!r}; sys.argv[0] = {sys.argv[0]!r}; import {module}; "
-    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
-    command = [sys.executable, *options, "-c", f"{code}{module}.{function}()", *sys.argv[1:]]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)  # noqa: S606 (no shell: that is what it is for)
 
 
 @contextmanager
@@ -128,7 +175,15 @@ def version_text(version: str) -> str:
 
 
 class GroupedCommand(click.Command):
-    """A command whose --help lists what to do and the settings, whose names are upper case, in two groups."""
+    """A command whose --help lists what to do and the settings, whose names are upper case, in two groups.
+
+    However its output ends, it goes on.
+    """
+
+    def main(self, *arguments: Any, **named: Any) -> Any:
+        """Run it."""
+        make_robust()
+        return super().main(*arguments, **named)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options."""

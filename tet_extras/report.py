@@ -6,7 +6,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,14 +15,28 @@ from typing import Any, NamedTuple
 
 import click
 
-from .figures import Estimate, some_of
-from .options import is_wildcard
+from tet_core.errors import some_of
+from tet_core.pairs import is_wildcard
+from tet_core.snapshot import KnownGap, LiveFigures, SettingsRead, Snapshot
 
+from .figures import Estimate
+from .terminal import coloured, filled, table, wrapped
+
+MOST_GAPS = 5  # feeds whose gaps are shown
 MAX_STATUS_AGE_SECONDS = 60.0  # it is written every 15 s: after so long the service counts as gone
 
 _TAIL = re.compile(
-    r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"}}",("last_candle_time":.*}) *$'
-)  # blanks: of a patch
+    r'\\"close\\":\\"([0-9.]+)\\",\\"volume\\":\\"[0-9.]+\\"[^}]*}} *",'
+    r'[ \t]*("last_candle_time":.*}) *$'
+)  # blanks: room for what comes
+
+
+#: States of a row that make a report one of problems, in words; {} is MAX_DATA_AGE.
+_MEANINGS = {
+    "stale": "older than {} s",
+    "missing": "missing",
+    "not ours": "damaged or another program's",
+}
 
 
 class Row(NamedTuple):
@@ -38,10 +52,10 @@ class Row(NamedTuple):
     state: str
 
 
-def configured_pairs(symbols: Iterable[str], status: Mapping[str, Any]) -> list[str]:
+def configured_pairs(symbols: Iterable[str], status: Snapshot | None) -> list[str]:
     """The symbols as pairs, as the status spells them, without those that are invalid."""
-    known = {name.replace("/", ""): name for name in status.get("symbols") or ()}
-    invalid = status.get("invalid_symbols") or {}
+    known = {name.replace("/", ""): name for name in (status.symbols if status else ())}
+    invalid = status.invalid_symbols if status else {}
     names = list(symbols)
     if any(map(is_wildcard, names)):  # only the service knows which pairs they stand for
         return list(known.values())
@@ -51,45 +65,50 @@ def configured_pairs(symbols: Iterable[str], status: Mapping[str, Any]) -> list[
 
 @dataclass(frozen=True)
 class Report:
-    """The service's own status and its age, a row per pair and timeframe, and what is not well."""
+    """The service's own status and its age, a row per pair and timeframe, and what is not well.
 
-    status: Mapping[str, Any]
-    status_age_seconds: float | None
+    ``found`` is the status as Redis has it: of another release it may have more.
+    """
+
+    found: Mapping[str, Any]
+    status: Snapshot | None
+    status_age_seconds: float
     rows: Sequence[Row]
     problems: Sequence[str]
 
 
 def make_report(
-    status: Mapping[str, Any],
-    status_age_seconds: float | None,
+    found: tuple[Mapping[str, Any], float] | None,
     tails: Iterable[tuple[str, str, bytes | Exception, object]],
     local_seconds: float,
     max_age_seconds: int,
 ) -> Report:
     """Judge what was found.
 
-    ``status`` is empty and its age None where there is none. ``tails`` has symbol, timeframe, the end of
-    the stored value (empty where there is none) and the timestamp's value of each pair and timeframe. Ages
-    are measured by exchange time where the status has it, else by ``local_seconds``.
+    ``found`` is the status and its age in seconds, None where there is none. ``tails`` has symbol, timeframe,
+    the end of the stored value (empty where there is none) and the timestamp's value of each pair and
+    timeframe. Ages are measured by exchange time where the status has it, else by ``local_seconds``.
     """
-    now_seconds = local_seconds
-    if isinstance(status.get("written"), str):
-        now_seconds = seconds_of(status["written"]) + (status_age_seconds or 0)
-    failed, links = status.get("failed_symbols") or {}, _links(status)
+    texts, status_age_seconds = found or ({}, 0.0)
+    status = Snapshot.of(texts) if found else None
+    now_seconds, failed, links = local_seconds, {}, {}
+    if status:
+        failed = status.failed_symbols
+        links = _links(status) | dict.fromkeys(status.closed_until, "closed")
+        if status.written:
+            now_seconds = seconds_of(status.written) + status_age_seconds
     rows = [_row(*tail, now_seconds, max_age_seconds, failed, links) for tail in tails]
     problems = list(_problems_in(status, status_age_seconds, rows, max_age_seconds))
-    return Report(status, status_age_seconds, rows, problems)
+    return Report(texts, status, status_age_seconds, rows, problems)
 
 
-def _links(status: Mapping[str, Any]) -> dict[str, str]:
+def _links(status: Snapshot) -> dict[str, str]:
     """With LIVE, for each pair and timeframe: live, catching up by REST, or polled (its stream is blind)."""
-    live = status.get("live")
-    if not live:
+    if not status.live:
         return {}
-    frames = status.get("timeframes") or ()
-    names = {f"{symbol} {frame}": "live" for symbol in status.get("symbols") or () for frame in frames}
-    names |= dict.fromkeys(live.get("catching_up", ()), "catching up")
-    return names | dict.fromkeys(live.get("blind", ()), "polled")
+    names = {f"{symbol} {frame}": "live" for symbol in status.symbols for frame in status.timeframes}
+    names |= dict.fromkeys(status.live.catching_up, "catching up")
+    return names | dict.fromkeys(status.live.blind, "polled")
 
 
 def seconds_of(text: str) -> float:
@@ -125,22 +144,24 @@ def _row(
 
 
 def _problems_in(
-    status: Mapping[str, Any], status_age_seconds: float | None, rows: Sequence[Row], max_age_seconds: int
+    status: Snapshot | None, status_age_seconds: float, rows: Sequence[Row], max_age_seconds: int
 ) -> Iterator[str]:
-    if status_age_seconds is None:
-        yield "no status in Redis: the service is not running, or uses another REDIS_ADDR or REDIS_DB"
-    elif status.get("state") == "stopped":
+    if not status:
+        yield (
+            "no status in Redis: the service is not running, or uses another REDIS_ADDR, REDIS_DB or "
+            "REDIS_PREFIX"
+        )
+    elif status.state == "stopped":
         yield f"the service was stopped {ago(status_age_seconds)} ago"
-    elif status_age_seconds > MAX_STATUS_AGE_SECONDS and status.get("state") != "finished":
+    elif status_age_seconds > MAX_STATUS_AGE_SECONDS and status.state != "finished":
         yield f"no status from the service for {ago(status_age_seconds)}"
-    for state, meaning in (("stale", f"older than {max_age_seconds} s"), ("missing", "missing")):
-        names = [row.symbol for row in rows if row.state == state]
+    several = len({row.timeframe for row in rows}) > 1
+    for state, meaning in _MEANINGS.items():
+        names = [
+            f"{row.symbol} {row.timeframe}" if several else row.symbol for row in rows if row.state == state
+        ]
         if names:
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            yield f"{len(names)} of {len(rows)} {meaning}: {some}"
-    for row in rows:
-        if row.state == "not ours":
-            yield f"{row.symbol} {row.timeframe}: the value is damaged or another program's"
+            yield f"{len(names)} of {len(rows)} {meaning.format(max_age_seconds)}: {some_of(names)}"
     if not rows:
         yield "there is no symbol to look at"
 
@@ -161,78 +182,112 @@ def report_text(report: Report, page: str = "") -> str:
 
     ``page`` is where a browser finds the same, if that is served.
     """
-    lines = [*_header_lines(report.status, report.status_age_seconds)]
+    lines = [line for text in _header(report) for line in wrapped(text, "  ")]
     if page:
         lines.append(f"page {page}")
     for problem in report.problems:
-        lines += textwrap.wrap(f"! {problem}", 80, subsequent_indent="  ")
+        first, *others = wrapped(f"! {problem}", "  ")
+        lines += [f"{coloured('!')}{first[1:]}", *others]
     for name in dict.fromkeys(row.timeframe for row in report.rows):
-        lines += ["", f"{name:<15} CANDLES COMPLETE  NEWEST (UTC)       AGE     LAST PRICE STATE"]
-        lines += [_row_line(row) for row in report.rows if row.timeframe == name]
+        heads = (name, ">CANDLES", ">COMPLETE", "NEWEST (UTC)", ">     AGE", ">LAST PRICE", "STATE")
+        rows = [_cells(row) for row in report.rows if row.timeframe == name]
+        lines += ["", *table(heads, rows, optional=("NEWEST (UTC)", ">COMPLETE", ">CANDLES"))]
     return "\n".join(lines)
 
 
-def _row_line(row: Row) -> str:
+def _cells(row: Row) -> list[str]:
     age = "" if row.age_seconds is None else ago(row.age_seconds)
     newest = row.newest[5:16].replace("T", " ")
     share = math.floor(row.completeness * 10_000) / 100  # so that 100 % means all
-    return (
-        f"{row.symbol:<14.14} {row.candles:>8} {share:>7.2f}%  {newest:<12} {age:>10} "
-        f"{row.last_price:>14.14} {row.state}"
-    )
+    return [row.symbol, str(row.candles), f"{share:.2f}%", newest, age, row.last_price, row.state]
 
 
-def _header_lines(status: Mapping[str, Any], status_age_seconds: float | None) -> Iterator[str]:
+def _header(report: Report) -> Iterator[str]:
     """What the status key says, in sentences; nothing when there is none."""
-    if status_age_seconds is None:
+    if not (status := report.status):
         return
-    of: Callable[[str], Any] = status.get
     yield (
-        f"tet-data-service {of('version')}: {of('state')}, up {ago(of('uptime_seconds') or 0)}, "
-        f"status of {ago(status_age_seconds)} ago"
-    )
-    yield from textwrap.wrap(
-        f"interval {of('update_interval_seconds')} s ({of('update_interval_reason')}), "
-        f"next cycle {of('next_cycle') or 'not planned'}",
-        80,
+        f"tet-data-service {status.version}: {status.state}, up {ago(status.uptime_seconds)}, "
+        f"status of {ago(report.status_age_seconds)} ago"
     )
     yield (
-        f"weight {of('used_weight')} of {of('weight_limit')}, requests {of('requests')}, "
-        f"failed attempts {sum((of('request_errors') or {}).values())}, memory {of('memory_mb')} MB"
+        f"interval {status.update_interval_seconds} s ({status.update_interval_reason}), "
+        f"next cycle {status.next_cycle or 'not planned'}"
     )
-    if of("live"):
-        yield from textwrap.wrap(_streams_line(of("live")), 80)
-    delays = of("close_to_redis_seconds") or {}
-    if delays.get("closes"):
-        shares = ", ".join(f"{name} {delays.get(name)} s" for name in ("p50", "p95", "p99"))
-        yield f"from close to Redis: {shares} ({delays['closes']} closes in a day)"
-    for member in of("members") or ():
-        yield textwrap.shorten(
-            f"member {member.get('id')}: {member.get('state')}, {member.get('active_symbols')} pairs, "
-            f"oldest update {ago(member.get('data_freshness_max') or 0)} ago, "
-            f"requests {member.get('requests')}",
-            80,
+    yield (
+        f"weight {status.used_weight} of {status.weight_limit}, requests {status.requests}, "
+        f"failed attempts {sum(status.request_errors.values())}, memory {status.memory_mb} MB"
+    )
+    if status.store:
+        yield f"the data is {status.store}"
+    if status.live:
+        yield _streams_line(status.live)
+    if status.stream_closes_proven_share is not None:
+        share, oldest = status.stream_closes_proven_share, status.oldest_unproven_close or "none"
+        yield f"closes of streams proven by REST: {share:.1%}, oldest unproven: {oldest}"
+    if (delays := status.close_to_redis_seconds).closes:
+        shares = f"p50 {delays.p50} s, p95 {delays.p95} s, p99 {delays.p99} s"
+        yield f"from close to Redis: {shares} ({delays.closes} closes in a day)"
+    for member in status.members or ():
+        yield (
+            f"member {member.id}: {member.state}, {member.active_symbols} pairs, "
+            f"oldest update {ago(member.data_freshness_max or 0)} ago, requests {member.requests}"
         )
-    if of("paused_until"):
-        yield from textwrap.wrap(f"paused until {of('paused_until')}: {of('pause_reason')}", 80)
-    if of("waiting_for"):
-        yield from textwrap.wrap(f"waiting for {of('waiting_for')}", 80)
-    for title, entries in (("invalid", of("invalid_symbols")), ("failed", of("failed_symbols"))):
-        for name, reason in (entries or {}).items():
-            yield from textwrap.wrap(f"{title}: {name}: {reason}", 80, subsequent_indent="  ")
+    if status.settings and status.settings.read:
+        yield _settings_line(status.settings)
+    yield from _troubles(status)
 
 
-def _streams_line(live: Mapping[str, Any]) -> str:
+def _troubles(status: Snapshot) -> Iterator[str]:
+    """What the service itself says is not as it should be; what many pairs share in one sentence."""
+    if status.filling:
+        yield status.filling.words()
+    if status.paused_until:
+        yield f"paused until {status.paused_until}: {status.pause_reason}"
+    if status.waiting_for:
+        yield f"waiting for {status.waiting_for}"
+    for warning in status.warnings:
+        yield f"warning: {warning}"
+    yield from _gap_lines(status.gaps)
+    closed = {name: f"session closed until {until}" for name, until in status.closed_until.items()}
+    found = (("closed", closed), ("invalid", status.invalid_symbols), ("failed", status.failed_symbols))
+    for title, entries in found:
+        names: dict[str, list[str]] = {}
+        for name, reason in entries.items():
+            names.setdefault(reason, []).append(name)
+        for reason, those in names.items():
+            yield f"{title}: {some_of(those)}{f' ({len(those)})' if len(those) > 5 else ''}: {reason}"
+
+
+def _gap_lines(gaps: Mapping[str, Sequence[KnownGap]]) -> Iterator[str]:
+    """The newest gap of each feed, of the first few; all are in the JSON."""
+    for name, found in list(gaps.items())[:MOST_GAPS]:
+        newest, others = found[-1], f", {len(found) - 1} more" if len(found) > 1 else ""
+        yield (
+            f"gap: {name} from {newest.first}, {newest.candles} candles, known since "
+            f"{newest.known_since}: {newest.reason}{others}"
+        )
+    if len(gaps) > MOST_GAPS:
+        yield f"gap: {len(gaps) - MOST_GAPS} more have some, see --status --json"
+
+
+def _settings_line(settings: SettingsRead) -> str:
+    """When the settings were read again, and what came of it."""
+    problems, later = settings.problems, settings.need_restart
+    outcome = f", not taken over: {'; '.join(problems)}" if problems else ""
+    waiting = f"; with a restart: {', '.join(later)}" if later else ""
+    return f"settings read again {settings.read} ({settings.by}){outcome}{waiting}"
+
+
+def _streams_line(live: LiveFigures) -> str:
     """How the streams are, in a sentence."""
-    feeds, reconnects = live["feeds"], sum(live.get("reconnects", {}).values())
-    share = live.get("closes_by_stream_share")
+    share, silence = live.closes_by_stream_share, live.last_message_age_seconds
     by_stream = "" if share is None else f", {share:.1%} of closes by stream"
-    silence = live.get("last_message_age_seconds")
     heard = "nothing heard" if silence is None else f"last message {ago(silence)} ago"
     return (
-        f"live {feeds['live']}, catching up {feeds['catching_up']}, blind {feeds['blind']}; "
-        f"{live['connections']} connections, {live['streams']} streams, "
-        f"{live['messages_per_second']} messages/s, {heard}, {reconnects} reconnects{by_stream}"
+        f"live {live.feeds.live}, catching up {live.feeds.catching_up}, polled {live.feeds.blind}; "
+        f"{live.connections} connections, {live.streams} streams, {live.messages_per_second} messages/s, "
+        f"{heard}, {sum(live.reconnects.values())} reconnects{by_stream}"
     )
 
 
@@ -241,11 +296,21 @@ def report_json(report: Report) -> str:
     found = {
         "healthy": not report.problems,
         "problems": list(report.problems),
-        "silent_seconds": report.status_age_seconds,
-        "status": dict(report.status) or None,
+        "silent_seconds": report.status_age_seconds if report.status else None,
+        "status": dict(report.found) or None,
         "data": [row._asdict() for row in report.rows],
     }
     return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def no_report(what: str, problem: str) -> str:
+    """What --status or --health-check (``health``) says as JSON where it could not even begin to look."""
+    if what == "status":
+        return report_json(Report({}, None, 0.0, [], [problem]))
+    if what == "verify":
+        return json.dumps({"well": False, "problem": problem}, indent=2, ensure_ascii=False)
+    checks = [{"name": "redis", "ok": False, "found": problem}]
+    return json.dumps({"healthy": False, "checks": checks}, indent=2, ensure_ascii=False)
 
 
 def show_checks(checks: Iterable[Any], *, as_json: bool) -> bool:
@@ -254,9 +319,9 @@ def show_checks(checks: Iterable[Any], *, as_json: bool) -> bool:
     for check in checks:
         done.append(check)
         if not as_json:
-            wrapped = textwrap.wrap(check.found, 66)
-            click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name:<8} {wrapped[0]}")
-            for line in wrapped[1:]:
+            first, *others = textwrap.wrap(check.found, 66)
+            click.echo(f"{coloured('ok  ' if check.ok else 'FAIL')} {check.name:<8} {first}")
+            for line in others:
                 click.echo(f"{'':<13} {line}")
     healthy = all(check.ok for check in done)
     if as_json:
@@ -273,7 +338,7 @@ def cost_text(
     weight: tuple[float, int, int],
     memory_limit_mb: int,
 ) -> str:
-    """What wildcards mean: which pairs, and what they cost in weight, memory and bytes per hour.
+    """What SYMBOLS means: which pairs, and what they cost in weight, memory and bytes per hour.
 
     ``left_out`` has the names beyond MAX_SYMBOLS and that, ``weight`` what a minute costs in steady state,
     the exchange's limit, and what the first fill costs.
@@ -286,45 +351,18 @@ def cost_text(
     lines += [
         f"weight: {weight[0]:,.0f} of {weight[1]:,} per minute; {weight[2]:,} for the first fill",
         f"requests: {cost.requests:,} per hour, {cost.requests / 3600:.1f} per second",
-        f"memory: {cost.candles_bytes / 1e6:,.0f} MB for candles (MEMORY_LIMIT_MB {memory_limit_mb})",
+        f"memory: {cost.candles_bytes / 1e6:,.1f} MB for candles (MEMORY_LIMIT_MB {memory_limit_mb})",
         f"bytes per hour: {cost.bytes_from_binance / 1e6:,.1f} MB from Binance, "
-        f"{cost.bytes_to_redis / 1e6:,.0f} MB to Redis",
+        f"{cost.bytes_to_redis / 1e6:,.1f} MB to Redis",
     ]
-    return "\n".join(line for text in lines for line in textwrap.wrap(text, 80) or [""])
+    return "\n".join(line for text in lines for line in wrapped(text) or [""])
 
 
 def config_table(rows: Iterable[tuple[str, str, str]]) -> str:
     """Settings as a table of name, value and origin, 80 columns wide."""
     lines = []
     for name, value, origin in rows:
-        cells = ([name], textwrap.wrap(value.replace(",", ", "), 30), textwrap.wrap(origin, 23))
-        lines += [f"{a:<25} {b:<30} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
+        values = wrapped(value.replace(",", ", "), width=30)
+        cells = ([name], values, wrapped(origin, width=23))
+        lines += [f"{a:<25} {filled(b, 30)} {c}".rstrip() for a, b, c in zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
-
-
-def show_verdict(name: str, verdict: Any, iso_time: Callable[[int], str]) -> None:
-    """Print what --verify found of a feed (candles, found, problem), if anything is wrong."""
-    if verdict.problem:
-        click.echo(f"{name}: {verdict.problem}")
-    for each in verdict.found:
-        click.echo(f"{name} {iso_time(each.open_ms)}")
-        for where, entry in (("redis", each.held), ("binance", each.sent)):
-            click.echo(f"  {where:<8} {_plain(entry) or 'no candle'}")
-
-
-def _plain(entry: str) -> str:
-    """A candle's entry as people read it: ``open 1, high 2, low 1, close 2, volume 5``."""
-    _, _, values = entry.replace("\\", "").partition(":{")
-    return values.rstrip("}").replace('"', "").replace(":", " ").replace(",", ", ")
-
-
-def verdicts_text(verdicts: Sequence[Any], requests: int, *, repair: bool) -> str:
-    """The summary of --verify."""
-    candles = sum(verdict.candles for verdict in verdicts)
-    differing = [verdict for verdict in verdicts if verdict.found or verdict.problem]
-    found = sum(len(verdict.found) for verdict in verdicts)
-    text = f"{candles:,} closed candles of {len(verdicts)} values compared in {requests} requests: "
-    if not differing:
-        return text + ("no difference" if verdicts else "there is no symbol to look at")
-    text += f"{found} differ, {len(differing)} values are wrong"
-    return text + ("; written as the exchange has them" if repair else "; --verify --repair mends them")

@@ -31,6 +31,7 @@ AWAY = (redis.ConnectionError, redis.TimeoutError, OSError, RedisClusterExceptio
 #: What says that another node may take it, or this one a little later.
 REDIRECTED = (AskError, TryAgainError, ClusterDownError)
 ASKING = ("ASKING",)
+MAX_SENTINELS = 32
 REDIRECT_WAITS = (0.0, 0.0, 0.05, 0.2)  # seconds, before each attempt
 
 Command = Sequence[Any]
@@ -63,6 +64,10 @@ class OneServer:
                 pipe.execute_command(*command)
             return list(pipe.execute(raise_on_error=False))
 
+    def info(self, _key: str) -> dict[str, Any]:
+        """What the server says of itself."""
+        return dict(self._client.info())
+
     def ping(self) -> None:
         """See whether it answers."""
         self._client.ping()
@@ -75,8 +80,10 @@ class OneServer:
 class Cluster:
     """A cluster: each key on the node of its slot. Any thread may use it; `_lock` is for connecting.
 
-    redis-py knows the layout and keeps the connections, but its pipelines run no scripts in a cluster. So
-    commands go to a node as they would to a single server, and again to where they are redirected.
+    redis-py knows the layout and keeps the connections. Its own cluster pipeline follows redirections, too,
+    but after a timeout it sends each command again by itself, whether or not the server has run it, and goes
+    on behind one that failed: with a frozen master four timeouts in place of one. So commands go to a node
+    as they would to a single server, and again to where they are redirected; a timeout ends the call.
     """
 
     def __init__(self, nodes: Sequence[str], **settings: Any) -> None:
@@ -84,6 +91,7 @@ class Cluster:
         self._settings = settings
         self._lock = threading.Lock()
         self._connected: RedisCluster | None = None
+        self._named: dict[str, ClusterNode] = {}
 
     def _client(self) -> RedisCluster:
         """The client, which reads the cluster's layout when it is made."""
@@ -93,11 +101,12 @@ class Cluster:
                 self._connected = RedisCluster(
                     url=self._nodes[0],
                     startup_nodes=others,
-                    dynamic_startup_nodes=False,  # names outlive the addresses behind them
+                    dynamic_startup_nodes=False,  # names outlive the addresses behind them; see _refresh
                     require_full_coverage=False,  # while one shard has no master, the others go on
                     retry=Retry(NoBackoff(), 1),
                     **self._settings,
                 )
+                self._named = dict(self._connected.nodes_manager.startup_nodes)
             return self._connected
 
     def node_of(self, key: str) -> str:
@@ -167,11 +176,17 @@ class Cluster:
             asked = client.get_node(getattr(wrong, "host", ""), getattr(wrong, "port", 0)) if is_ask else None
         return answers
 
-    @staticmethod
-    def _refresh(client: RedisCluster) -> None:
-        """Read the layout again; where no node answers the old one is kept."""
+    def _refresh(self, client: RedisCluster) -> None:
+        """Read the layout again, from the nodes named or learnt last; where none answers it is kept."""
+        learnt = {node.name: node for node in client.get_nodes()}
+        client.nodes_manager.startup_nodes = self._named | learnt
         with suppress(RedisClusterException):
             client.nodes_manager.initialize()
+
+    def info(self, key: str) -> dict[str, Any]:
+        """What the node that has the key says of itself."""
+        client = self._client()
+        return dict(client.get_redis_connection(client.get_node_from_key(key)).info())
 
     def ping(self) -> None:
         """See whether each master answers."""
@@ -197,6 +212,25 @@ def _key_of(command: Command) -> str:
     return str(command[3] if command[0] == "EVALSHA" else command[1])
 
 
+class Sentinels(Sentinel):
+    """Sentinels that are named, and those they know of, which are asked when the named ones are gone."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Where the master is. Raises MasterNotFoundError."""
+        found: tuple[str, int] = super().discover_master(service_name)
+        with suppress(redis.RedisError):
+            self._learn(self.sentinels[0].sentinel_sentinels(service_name))  # who answered is first
+        return found
+
+    def _learn(self, others: Any) -> None:
+        """Take over who else is there."""
+        known = [each.connection_pool.connection_kwargs for each in self.sentinels]
+        places = {(each["host"], each["port"]) for each in known}
+        for other in others:
+            if (place := (other["ip"], other["port"])) not in places and len(self.sentinels) < MAX_SENTINELS:
+                self.sentinels.append(redis.Redis(*place, **self.sentinel_kwargs))
+
+
 Servers = OneServer | Cluster
 
 
@@ -215,7 +249,7 @@ def connect(mode: str, nodes: Sequence[str], master: str | None, database: int, 
     tls = _tls(places[0])
     timeouts = {name: value for name, value in settings.items() if name.startswith("socket_")}
     login = {name: places[0][name] for name in ("username", "password") if name in places[0]}
-    sentinel = Sentinel(
+    sentinel = Sentinels(
         _hosts(places),
         sentinel_kwargs={
             **timeouts,

@@ -1,10 +1,10 @@
 """A simulated Binance: the exchange of this project's tests, demo and benchmarks.
 
 It is a real HTTP server on loopback that speaks the part of Binance's REST interface a reader of
-candles needs: ping, time, exchangeInfo and klines, spot and USD-M futures, and the signed question
-what an API key may do. Request weight, 429 and 418, stale answers after a close, damaged bodies and
-broken connections are part of it. The kline streams on the same port stand in `simulated_streams`.
-Its market is invented (a random walk that is the same in every
+candles needs: ping, time, exchangeInfo and klines, of spot, USD-M and COIN-M futures and Binance.US,
+trading sessions, and the signed question what an API key may do. Request weight, 429 and 418, stale
+answers after a close, damaged bodies and broken connections are part of it. The kline streams on the
+same port stand in `simulated_streams`. Its market is invented (a random walk that is the same in every
 process) or a recording (a CSV file of real candles, moved to now). It asks nobody anything.
 
 By hand, then point a client at the address it prints:
@@ -39,7 +39,9 @@ import hashlib
 import hmac
 import json
 import math
+import os
 import random
+import re
 import select
 import signal
 import socket
@@ -74,7 +76,10 @@ HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 
 SPOT_WEIGHT_LIMIT = 6000
-FUTURES_WEIGHT_LIMIT = 2400
+FUTURES_WEIGHT_LIMIT = 2400  # one for USD-M and COIN-M
+US_WEIGHT_LIMIT = 1200
+COIN_SPAN_MS = 200 * DAY_MS  # from startTime to endTime, at most
+USD_PER_CONTRACT = 100
 ASKING_ON_ALLOWED = 10  # requests after a first 429 before the address is banned
 LONGEST_BAN_SECONDS = 3 * 86_400
 DEFAULT_RECV_WINDOW_MS = 5000
@@ -241,6 +246,10 @@ WALK_PERIODS_MS = (MINUTE_MS, 8 * MINUTE_MS, HOUR_MS, 8 * HOUR_MS, 3 * DAY_MS, 1
 WALK_OCTAVES = tuple((ms, 0.08 * math.sqrt(ms / (14 * DAY_MS))) for ms in WALK_PERIODS_MS)
 TURNOVER_PER_MS = 2_000_000 / MINUTE_MS  # quote units traded; enough for a volume in every ms
 FAMILIAR_PRICES = {"BTC": 100_000.0, "ETH": 3_500.0, "BNB": 900.0, "SOL": 180.0, "XRP": 2.2}
+FAMILIAR_PRICES |= {"ADA": 0.55, "DOGE": 0.18, "DOT": 3.2, "UNI": 7.5, "LINK": 16.0, "AVAX": 18.0}
+FAMILIAR_PRICES |= {"MEME": 0.0018, "PUMP": 0.0035, "PEOPLE": 0.013, "BOME": 0.0011, "ARB": 0.28}
+FAMILIAR_PRICES |= {"MATIC": 0.38, "FTM": 0.7, "SAND": 0.21, "AXS": 1.4, "NEAR": 2.3, "ALGO": 0.18}
+FAMILIAR_PRICES |= {"XLM": 0.28, "LIT": 0.8, "MKR": 1_600.0}
 SIXTY_FOUR_BITS = (1 << 64) - 1
 
 
@@ -499,7 +508,12 @@ class Listing:
     halts: list[tuple[int, int]] = field(default_factory=list)
     # Corrected candles: (interval, open time) to open, high, low, close, volume as strings.
     overrides: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    # Rows that are served otherwise: (interval, open time on the grid) to what is made of the true row,
+    # JSON text both; "" leaves it out. The row may name another time then.
+    edits: dict[tuple[str, int], Callable[[str], str]] = field(default_factory=dict)
     day_volume: float | None = None  # in the quote asset, of 24 hours; None: invented
+    contract: str = "PERPETUAL"  # of futures: its contractType
+    underlying: str = "COIN"  # of futures: what it follows, such as EQUITY
 
 
 def split_symbol(symbol: str) -> tuple[str, str]:
@@ -510,13 +524,34 @@ def split_symbol(symbol: str) -> tuple[str, str]:
     return symbol[:-3], symbol[-3:]
 
 
+def is_coin_margined(symbol: str) -> bool:
+    """Whether a symbol is one of COIN-M: BTCUSD_PERP, BTCUSD_260327."""
+    return re.fullmatch(r".+USD_(PERP|[0-9]{6})", symbol) is not None
+
+
+def coin_row(row: str) -> str:
+    """A kline as COIN-M has it: contracts where others have the base volume, which stands in field 7."""
+    kline = json.loads(row, parse_float=str)
+    for base, quote in ((5, 7), (9, 10)):
+        contracts = int(Decimal(kline[quote]) / USD_PER_CONTRACT)
+        kline[base], kline[quote] = str(contracts), kline[base]
+    return _row_text(kline)
+
+
+def _opens_within(row: str, first_ms: int, last_ms: int) -> bool:
+    open_ms = json.loads(row)[0]
+    return not isinstance(open_ms, int) or first_ms <= open_ms <= last_ms
+
+
 def _amended(listing: Listing, interval: Interval, index: int, row: str | None) -> str | None:
-    """A kline as the listing's halts and overrides leave it."""
+    """A kline as the listing's halts, overrides and edits leave it."""
     open_ms = interval.open_ms(index)
     if any(start <= open_ms < end for start, end in listing.halts):
         return None
     values = listing.overrides.get((interval.name, open_ms))
-    return _kline_json(interval, index, values) if values else row
+    row = _kline_json(interval, index, values) if values else row
+    edit = listing.edits.get((interval.name, open_ms))
+    return edit(row) if edit and row else row
 
 
 class Market:
@@ -572,6 +607,8 @@ class Market:
                 begin = max(first, last - wanted + 1)
                 found = self._between(symbol, interval, begin, last, now_ms) + found
                 last = begin - 1
+        if listing.edits:  # what opens at another time than its place on the grid
+            found = [row for row in found if _opens_within(row, start_ms or 0, last_ms)]
         return found
 
     def row(self, symbol: str, interval_name: str, index: int, now_ms: int) -> str | None:
@@ -585,7 +622,8 @@ class Market:
         if listing.delisted_ms is not None and open_ms >= listing.delisted_ms:
             return None
         until_ms = min(now_ms + 1, interval.open_ms(index + 1))
-        return _amended(listing, interval, index, self.source.forming(symbol, interval, index, until_ms))
+        row = _amended(listing, interval, index, self.source.forming(symbol, interval, index, until_ms))
+        return coin_row(row) if row and is_coin_margined(symbol) else row
 
     def price(self, symbol: str, now_ms: int) -> str | None:
         """The last price, for a stream; None where nothing is traded."""
@@ -607,6 +645,12 @@ class Market:
         values = [first, max(high, close, key=Decimal), min(low, close, key=Decimal), close, volume]
         self.symbols[symbol].overrides[interval_name, open_ms] = values
 
+    def edit(self, symbol: str, interval_name: str, open_ms: int, kind: str) -> None:
+        """From now on this candle is served as one of `ROW_FAULTS` makes it, always the same."""
+        self.symbols[symbol].edits[interval_name, open_ms] = lambda row: _row_text(
+            ROW_FAULTS[kind](json.loads(row))
+        )
+
     def _between(
         self,
         symbol: str,
@@ -623,7 +667,7 @@ class Market:
             # already shows what stays.
             rows.append(self.source.forming(symbol, interval, last, now_ms + 1))
         listing = self.symbols[symbol]
-        if listing.halts or listing.overrides:
+        if listing.halts or listing.overrides or listing.edits:
             numbered = enumerate(rows, first)
             rows = [_amended(listing, interval, index, row) for index, row in numbered]
         return [row for row in rows if row]
@@ -641,7 +685,8 @@ ALL_FAULTS = (
 )
 FAULTS = (
     *(*ALL_FAULTS, "429", "418", "403_html", "451", "redirect", "oversize", "dribble", "dribble_head"),
-    "lone_surrogate",
+    *("lone_surrogate", "early_close", "late_close", "shifted", "exponents", "numbers", "minus_zero"),
+    *("close_above_high", "no_price"),
 )
 
 OVERSIZE_PIECE = b'"' + b"0" * 65_533 + b'",'
@@ -668,6 +713,7 @@ class FaultPlan:
         self.stall_seconds = 30.0
         self.dribble_seconds = 1.0  # between two bytes
         self.retry_after_seconds: int | None = None  # of the faults 429 and 418; None: as usual
+        self.defined: dict[str, tuple[int, str, dict[str, str]]] = {}
         self._planned: list[_Planned] = []
         self._mix: tuple[float, tuple[str, ...], str] = (0.0, (), "")
         self._random = random.Random(1)
@@ -683,6 +729,11 @@ class FaultPlan:
         """Spoil the next `times` requests, of those whose parameters `match` accepts."""
         self._check(kind)
         self._planned.append(_Planned(kind, path, times, match))
+
+    def define(self, kind: str, status: int, body: str = "", **headers: str) -> None:
+        """A fault of one's own: this reply; `_` in a header's name stands for `-`."""
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        self.defined[kind] = (status, body, named)
 
     def always(self, kind: str, *, path: str = "klines") -> None:
         """Spoil every such request until clear(); what was added with a number comes first."""
@@ -713,7 +764,7 @@ class FaultPlan:
         return ""
 
     def _check(self, *kinds: str) -> None:
-        unknown = set(kinds) - set(FAULTS)
+        unknown = set(kinds) - set(FAULTS) - self.defined.keys()
         if unknown:
             raise ValueError(f"no such fault: {sorted(unknown)}; there are {FAULTS}")
 
@@ -725,7 +776,29 @@ ROW_FAULTS: dict[str, Callable[[Kline], Kline]] = {
     "negative": lambda row: [*row[:3], f"-{row[3]}", *row[4:]],
     "high_below_low": lambda row: [*row[:2], f"{Decimal(row[3]) / 2:.8f}", *row[3:]],
     "off_grid": lambda row: [row[0] + 7, *row[1:6], row[6] + 7, *row[7:]],
+    # What an exchange keeps of an outage: cut short, or begun anew within its time.
+    "early_close": lambda row: [*row[:6], row[0] + (row[6] - row[0]) // 4, *row[7:]],
+    "shifted": lambda row: [row[0] + (row[6] - row[0]) // 3, *row[1:6], row[6] + 1000, *row[7:]],
+    "late_close": lambda row: [*row[:6], row[6] + 1000, *row[7:]],
+    # The same values, written otherwise.
+    "exponents": lambda row: [row[0], *(f"{Decimal(text):E}" for text in row[1:6]), *row[6:]],
+    "numbers": lambda row: [row[0], *(_Raw(text) for text in row[1:6]), *row[6:]],
+    "minus_zero": lambda row: [*row[:5], "-0.00000000", *row[6:]],
+    # What no candle should be.
+    "close_above_high": lambda row: [*row[:2], row[3], row[3], row[2], *row[5:]],
+    "no_price": lambda row: [row[0], *["0.00000000"] * 5, *row[6:]],
 }
+
+
+class _Raw(str):
+    """A text that stands in JSON as it is, without quotes."""
+
+
+def _row_text(row: Kline) -> str:
+    """A kline as JSON text; a `_Raw` stays what it is."""
+    return f"[{','.join(str(each) if isinstance(each, _Raw) else json.dumps(each) for each in row)}]"
+
+
 ORDER_FAULTS = ("unsorted", "duplicates", "outside")
 
 
@@ -782,7 +855,11 @@ class _Ask(NamedTuple):
 
     @property
     def is_futures(self) -> bool:
-        return self.path.startswith("/fapi/")
+        return self.path.startswith(("/fapi/", "/dapi/"))
+
+    @property
+    def is_coin(self) -> bool:
+        return self.path.startswith("/dapi/")
 
     def required(self, name: str) -> str:
         value = self.params.get(name)
@@ -799,6 +876,11 @@ class _Ask(NamedTuple):
             message = f"Illegal characters found in parameter '{name}'; legal range is digits."
             raise BinanceError(400, -1100, message)
         return int(value)
+
+    def moment_ms(self, name: str) -> int | None:
+        """A time, which spot takes in microseconds, too."""
+        value = self.number(name)
+        return value // 1000 if value and value >= 10**14 and not self.is_futures else value
 
 
 @dataclass
@@ -837,18 +919,46 @@ def _tickers_weight(ask: _Ask) -> int:
     return 40 if ask.is_futures else 80
 
 
+def _best_offers(_: str, price: str) -> dict[str, str]:
+    bid, ask = (_eight_decimals(str(float(price) * factor)) for factor in (0.9999, 1.0001))
+    return {"bidPrice": bid, "bidQty": "1.00000000", "askPrice": ask, "askQty": "1.00000000"}
+
+
 WEIGHTS: dict[str, Callable[[_Ask], int]] = {
     "ping": lambda ask: 1,
     "time": lambda ask: 1,
     "exchangeInfo": lambda ask: 1 if ask.is_futures else 20,
     "klines": _klines_weight,
     "24hr": _tickers_weight,
+    "price": lambda ask: 2 if "symbol" in ask.params else 4,
+    "bookTicker": lambda ask: 2 if "symbol" in ask.params else 4,
+    "depth": lambda ask: 5,
+    "avgPrice": lambda ask: 2,
+    "tradingSchedule": lambda ask: 5,
     "apiRestrictions": lambda ask: 1,
 }
+US_WEIGHTS = {"exchangeInfo": 10, "klines": 1, "24hr": 40}
+NAMES = "ping time exchangeInfo klines depth ticker/24hr ticker/price ticker/bookTicker".split()
 PATHS = {
-    *(f"/api/v3/{name}" for name in ("ping", "time", "exchangeInfo", "klines", "ticker/24hr")),
-    *(f"/fapi/v1/{name}" for name in ("ping", "time", "exchangeInfo", "klines", "ticker/24hr")),
+    *(f"{prefix}/{name}" for prefix in ("/api/v3", "/fapi/v1", "/dapi/v1") for name in NAMES),
+    "/api/v3/avgPrice",
+    "/fapi/v1/tradingSchedule",
     "/sapi/v1/account/apiRestrictions",
+}
+
+
+#: What a key may do unless a test says otherwise.
+READ_ONLY = {
+    "ipRestrict": False,
+    "createTime": 1_700_000_000_000,
+    "enableReading": True,
+    "enableSpotAndMarginTrading": False,
+    "enableWithdrawals": False,
+    "enableInternalTransfer": False,
+    "enableMargin": False,
+    "enableFutures": False,
+    "permitsUniversalTransfer": False,
+    "enableVanillaOptions": False,
 }
 
 
@@ -856,8 +966,9 @@ class SimulatedBinance:
     """The exchange: start it with `with`, point a client at `url`, look at `requests` afterwards.
 
     `weight_limit` is the budget of a minute; for futures it is 2400, unless another than the usual
-    one is given here. One counter serves both. `latency_seconds` passes before each reply. The keys
+    one is given here. One counter serves all. `latency_seconds` passes before each reply. The keys
     are those that apiRestrictions accepts. With an `ssl_context` it speaks TLS, and `url` is https.
+    With `us` it is Binance.US: other weights, and no parameters that only Binance itself knows.
     After stop(), start() serves again at the same port.
     """
 
@@ -872,28 +983,21 @@ class SimulatedBinance:
         secret_key: str = SECRET_KEY,
         clock: SimulatedClock | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        us: bool = False,
     ) -> None:
         self.market = market or Market.random_walk()
+        self.us = us
         self.ssl_context = ssl_context
         self.clock = clock or SimulatedClock()
         self.port = port  # 0 until started: any free one
-        self.weight_limit = weight_limit
+        self.weight_limit = US_WEIGHT_LIMIT if us else weight_limit
         self.latency_seconds = latency_seconds
         self.api_key = api_key
         self.secret_key = secret_key
-        self.permissions: dict[str, Any] = {
-            "ipRestrict": False,
-            "createTime": 1_700_000_000_000,
-            "enableReading": True,
-            "enableSpotAndMarginTrading": False,
-            "enableWithdrawals": False,
-            "enableInternalTransfer": False,
-            "enableMargin": False,
-            "enableFutures": False,
-            "permitsUniversalTransfer": False,
-            "enableVanillaOptions": False,
-        }
+        self.permissions: dict[str, Any] = dict(READ_ONLY)
         self.faults = FaultPlan()
+        self.edits: dict[str, Callable[[Any], Any]] = {}  # of answers but klines, by name: exchangeInfo
+        self.sessions: dict[str, list[dict[str, Any]]] = {}  # of tradingSchedule, by underlying
         self.close_lag_seconds = 0.0  # how long after a close klines answers are stale
         self.ban_seconds = 120.0  # of a first ban; each further one lasts twice as long
         self.extra_weight: int | Callable[[], int] = 0  # used by others behind the same address
@@ -973,6 +1077,14 @@ class SimulatedBinance:
         with self._lock:
             self._banned_until_ms = self.clock.now_ms() + int(seconds * 1000)
 
+    def close_session(self, underlying: str, start_ms: int, end_ms: int, kind: str = "NO_TRADING") -> None:
+        """Have no candles of what follows that market from one time to another, and say so."""
+        sessions = self.sessions.setdefault(underlying, [])
+        sessions.append({"startTime": start_ms, "endTime": end_ms, "type": kind})
+        for listing in self.market.symbols.values():
+            if listing.underlying == underlying:
+                listing.halts.append((start_ms, end_ms))
+
     def klines(
         self,
         symbol: str,
@@ -991,7 +1103,7 @@ class SimulatedBinance:
             end_ms=end_ms,
             limit=min(limit, page_limit),
         )
-        return [json.loads(row) for row in rows]
+        return [json.loads(row, parse_float=str) for row in rows]  # a price is never rounded
 
     # How a request is answered.
 
@@ -1037,7 +1149,8 @@ class SimulatedBinance:
             return self._banned(ask, self._banned_until_ms)
         if ask.method != "GET" or ask.path not in PATHS:
             return _page(404, "404 Not Found")
-        weight = WEIGHTS[ask.path.rpartition("/")[2]](ask)
+        name = ask.path.rpartition("/")[2]
+        weight = US_WEIGHTS.get(name, 1) if self.us else WEIGHTS[name](ask)
         if self._used + self._used_by_others() + weight <= self._limit(ask):
             self._used += weight
             return None
@@ -1074,9 +1187,15 @@ class SimulatedBinance:
             "time": lambda ask: {"serverTime": ask.now_ms},
             "exchangeInfo": self._exchange_info,
             "24hr": self._tickers,
+            "price": lambda ask: self._each(ask, lambda symbol, price: {"price": price}),
+            "bookTicker": lambda ask: self._each(ask, _best_offers),
+            "depth": self._depth,
+            "avgPrice": lambda ask: {"mins": 5, "price": self._price(ask), "closeTime": ask.now_ms},
+            "tradingSchedule": self._trading_schedule,
             "apiRestrictions": self._api_restrictions,
         }
-        return _Reply(body=json.dumps(answers[name](ask), separators=(",", ":")))
+        answer = self.edits.get(name, lambda answer: answer)(answers[name](ask))
+        return _Reply(body=json.dumps(answer, separators=(",", ":")))
 
     def _interval(self, ask: _Ask) -> Interval:
         interval = INTERVALS.get(ask.required("interval"))
@@ -1087,19 +1206,36 @@ class SimulatedBinance:
 
     def _klines_rows(self, ask: _Ask) -> list[str]:
         symbol, interval = ask.required("symbol"), self._interval(ask)
-        if symbol not in self.market.symbols:
+        if symbol not in self.market.symbols or is_coin_margined(symbol) != ask.is_coin:
             raise BinanceError(400, -1121, "Invalid symbol.")
         limit = ask.number("limit", 500) or 0
         if limit < 1:
             raise BinanceError(400, -1100, "Illegal characters found in parameter 'limit'.")
+        limit = min(limit, 1500 if ask.is_futures else 1000)
+        now_ms, start_ms = self._as_of_ms(interval, ask.now_ms), ask.moment_ms("startTime")
+        end_ms = ask.moment_ms("endTime")
+        if ask.is_coin:
+            return self._newest_rows(symbol, interval, now_ms, start_ms, end_ms, limit)
         return self.market.rows(
-            symbol,
-            interval,
-            now_ms=self._as_of_ms(interval, ask.now_ms),
-            start_ms=ask.number("startTime"),
-            end_ms=ask.number("endTime"),
-            limit=min(limit, 1500 if ask.is_futures else 1000),
+            symbol, interval, now_ms=now_ms, start_ms=start_ms, end_ms=end_ms, limit=limit
         )
+
+    def _newest_rows(
+        self,
+        symbol: str,
+        interval: Interval,
+        now_ms: int,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+    ) -> list[str]:
+        """As COIN-M answers: the newest rows between two times, which are 200 days apart at most."""
+        if start_ms is not None and end_ms is not None and end_ms - start_ms > COIN_SPAN_MS:
+            raise BinanceError(400, -1127, "More than 4800 hours between startTime and endTime.")
+        span_end_ms = now_ms if start_ms is None else start_ms + COIN_SPAN_MS
+        end_ms = min(now_ms, span_end_ms if end_ms is None else end_ms)
+        rows = self.market.rows(symbol, interval, now_ms=now_ms, end_ms=end_ms, limit=limit)
+        return [coin_row(row) for row in rows if json.loads(row)[0] >= (start_ms or 0)]
 
     def _as_of_ms(self, interval: Interval, now_ms: int) -> int:
         """The time a klines answer shows: a little before the close, for a while after it."""
@@ -1115,11 +1251,19 @@ class SimulatedBinance:
             "serverTime": ask.now_ms,
             "rateLimits": [weight | {"limit": self._limit(ask)}, raw | {"limit": 61_000}],
             "exchangeFilters": [],
-            "symbols": [self._symbol_info(symbol) for symbol in self._symbols_asked(ask)],
+            "symbols": [self._symbol_info(symbol, ask) for symbol in self._symbols_asked(ask)],
         }
 
+    def _trading_schedule(self, ask: _Ask) -> dict[str, Any]:
+        """When the markets that stocks and metals follow trade."""
+        schedules = {name: {"sessions": sessions} for name, sessions in self.sessions.items()}
+        return {"updateTime": ask.now_ms, "marketSchedules": schedules}
+
     def _symbols_asked(self, ask: _Ask) -> list[str]:
-        symbols = [ask.params["symbol"]] if "symbol" in ask.params else list(self.market.symbols)
+        if self.us and (unread := ask.params.keys() - {"symbol", "symbols"}):
+            raise BinanceError(400, -1104, f"Not all sent parameters were read: {', '.join(unread)}.")
+        every = [symbol for symbol in self.market.symbols if is_coin_margined(symbol) == ask.is_coin]
+        symbols = [ask.params["symbol"]] if "symbol" in ask.params else every
         if "symbols" in ask.params:
             try:
                 symbols = [str(symbol) for symbol in json.loads(ask.params["symbols"])]
@@ -1130,11 +1274,13 @@ class SimulatedBinance:
             raise BinanceError(400, -1121, "Invalid symbol.")
         return symbols
 
-    def _symbol_info(self, symbol: str) -> dict[str, Any]:
+    def _symbol_info(self, symbol: str, ask: _Ask) -> dict[str, Any]:
         listing = self.market.symbols[symbol]
-        return {
+        of_futures = {"contractType": listing.contract, "underlyingType": listing.underlying}
+        of_futures["marginAsset"] = listing.base if ask.is_coin else listing.quote
+        return (of_futures if ask.is_futures else {}) | {
             "symbol": symbol,
-            "status": listing.status,
+            "contractStatus" if ask.is_coin else "status": listing.status,
             "baseAsset": listing.base,
             "baseAssetPrecision": 8,
             "quoteAsset": listing.quote,
@@ -1151,12 +1297,38 @@ class SimulatedBinance:
                 "symbol": symbol,
                 "openTime": ask.now_ms - DAY_MS,
                 "closeTime": ask.now_ms,
-                "quoteVolume": volume,
+                **(
+                    {"baseVolume": volume, "weightedAvgPrice": "1"}
+                    if ask.is_coin
+                    else {"quoteVolume": volume}
+                ),
             }
             for symbol in self._symbols_asked(ask)
             for volume in (f"{self._day_volume(symbol):.8f}",)
         ]
         return tickers[0] if "symbol" in ask.params else tickers
+
+    def _each(self, ask: _Ask, tell: Callable[[str, str], dict[str, str]]) -> Any:
+        """Something of each symbol that is asked for, by its price."""
+        found = []
+        for symbol in self._symbols_asked(ask):
+            if price := self.market.price(symbol, ask.now_ms):
+                found.append({"symbol": symbol, **tell(symbol, price)})
+        return found[0] if "symbol" in ask.params else found
+
+    def _price(self, ask: _Ask) -> str | None:
+        ask.required("symbol")
+        (symbol,) = self._symbols_asked(ask)
+        return self.market.price(symbol, ask.now_ms)
+
+    def _depth(self, ask: _Ask) -> dict[str, Any]:
+        """An order book of one offer on each side."""
+        offers = _best_offers("", self._price(ask) or "1")
+        sides = {
+            side: [[offers[f"{name}Price"], "1.00000000"]]
+            for side, name in (("bids", "bid"), ("asks", "ask"))
+        }
+        return {"lastUpdateId": ask.now_ms, **sides}
 
     def _day_volume(self, symbol: str) -> float:
         listing = self.market.symbols[symbol]
@@ -1214,6 +1386,9 @@ class SimulatedBinance:
             "redirect": lambda: _Reply(302, headers={"Location": "http://127.0.0.2:1/"}),
             "oversize": lambda: _Reply(headers={"Transfer-Encoding": "chunked"}),
         }
+        if kind in self.faults.defined:
+            status, body, headers = self.faults.defined[kind]
+            return _Reply(status, body, HTML_TYPE if body.startswith("<") else JSON_TYPE, dict(headers))
         return replies[kind]() if kind in replies else None
 
     def _damaged(self, kind: str, ask: _Ask, reply: _Reply) -> _Reply:
@@ -1223,7 +1398,7 @@ class SimulatedBinance:
             klines = damaged(kind, rows, self._interval(ask), ask.number("startTime"))
         if klines is None:
             return _Reply(body='{"unexpected":"object"}')
-        return _klines_reply([json.dumps(row, separators=(",", ":")) for row in klines])
+        return _klines_reply([_row_text(row) for row in klines])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1232,7 +1407,7 @@ class SimulatedBinance:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
+    allow_reuse_address = os.name == "posix"  # on Windows two programs could then have one port
     daemon_threads = True
     request_queue_size = 1024
 
@@ -1383,10 +1558,13 @@ def _encoded(reply: _Reply, accepts_gzip: bool) -> tuple[bytes, bytes]:
     return _head(reply), body
 
 
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
 def _head(reply: _Reply) -> bytes:
     headers = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
     return (
-        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
+        f"HTTP/1.1 {reply.status} {PHRASES.get(reply.status, 'Unknown')}\r\n"
         f"Content-Type: {reply.content_type}\r\n{headers}\r\n"
     ).encode("latin-1")
 

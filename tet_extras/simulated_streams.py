@@ -43,7 +43,7 @@ from decimal import Decimal
 from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 TICK_SECONDS = 0.005  # how often the exchange's time is looked at
 CLOSING_SECONDS = 2.0  # how long a client may take to answer a close frame
@@ -297,10 +297,14 @@ class _Feed:
 OF_HANDSHAKES = ("refused",)
 OF_CONNECTIONS = ("silent", "lag")
 OF_STREAMS = ("silent_streams", "unserved")
-OF_CLOSES = ("no_close", "late_close")
-OF_EVENTS = ("doubled", "reordered", "garbage", "bad_candle", "burst")
+OF_REQUESTS = ("ignored", "rejected")
+OF_CLOSES = ("no_close", "late_close", "wrong_close")
+OF_EVENTS = ("doubled", "reordered", "garbage", "bad_candle", "burst", "misnamed")
 AT_BORDERS = ("cut_at_close",)
-STREAM_FAULTS = (*OF_HANDSHAKES, *OF_CONNECTIONS, *OF_STREAMS, *OF_CLOSES, *OF_EVENTS, *AT_BORDERS)
+STREAM_FAULTS = (
+    *(*OF_HANDSHAKES, *OF_CONNECTIONS, *OF_STREAMS, *OF_REQUESTS),
+    *(*OF_CLOSES, *OF_EVENTS, *AT_BORDERS),
+)
 
 
 @dataclass
@@ -321,12 +325,16 @@ class StreamFaults:
     ``lag``             a connection delivers everything late, with the old E, and later  connections
     ``silent_streams``  a stream of a connection is silent from now on                    streams
     ``unserved``        a SUBSCRIBE to a name is acknowledged, and that is all            streams
+    ``ignored``         a SUBSCRIBE with a name gets no answer, and does nothing          messages
+    ``rejected``        a SUBSCRIBE with a name is answered with an error                 messages
     ``no_close``        a close is not told                                               closes
+    ``wrong_close``     a close is told with another price than REST has                  closes
     ``late_close``      a close is told `late_seconds` late; forming events go on         closes
     ``doubled``         an event comes twice                                              events
     ``reordered``       an event comes after the next one of its stream                   events
     ``garbage``         a frame that is no JSON in place of an event                      events
     ``bad_candle``      an event whose high is below its low                              events
+    ``misnamed``        an event names another symbol than the stream it comes by         events
     ``burst``           an event comes `burst_messages` times at once                     events
     ``cut_at_close``    a connection ends with RST between the closes of a border         connections
     ==================  ===============================================================  ==============
@@ -410,6 +418,24 @@ def impossible(payload: str) -> str:
     if "k" in event:
         event["k"]["h"] = f"{Decimal(event['k']['l']) / 2:.8f}"
     return _json(event)
+
+
+def wrong(payload: str) -> str:
+    """A kline event that could be true, but closes at its high."""
+    event = json.loads(payload)
+    event["k"]["c"] = event["k"]["h"] = f"{Decimal(event['k']['h']) * 2:.8f}"
+    return _json(event)
+
+
+def misnamed(payload: str) -> str:
+    """A kline event that names another symbol than its stream does."""
+    event = json.loads(payload)
+    if "k" in event:
+        event["s"] = event["k"]["s"] = f"{event['s']}X"
+    return _json(event)
+
+
+CHANGES = {"bad_candle": impossible, "misnamed": misnamed}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -568,6 +594,7 @@ class _Publisher:
         """Send the stream's events to this connection from now on."""
         connection.subscribed[name] = None
         faults = self._settings.faults
+        connection.muted_since.pop(name, None)  # who subscribes again may be served
         if faults.are_possible and faults.pick(OF_STREAMS, name):
             connection.muted_since[name] = faults.round
         key = (connection.market, name)
@@ -653,15 +680,16 @@ class _Publisher:
         if kind == "late_close":
             self.at(due_ms + faults.late_seconds * 1000, partial(self._close, feed, grid, index))
         elif kind != "no_close":
-            self._close(feed, grid, index, now_ms)
+            self._close(feed, grid, index, now_ms, is_wrong=kind == "wrong_close")
         if faults.are_possible:
             self._plan_cuts(feed, grid.open_ms(index + 1))
 
-    def _close(self, feed: _Feed, grid: Grid, index: int, now_ms: int) -> None:
+    def _close(self, feed: _Feed, grid: Grid, index: int, now_ms: int, is_wrong: bool = False) -> None:
         open_ms, end_ms = grid.open_ms(index), grid.open_ms(index + 1)
         row = self._exchange.market.row(feed.symbol, feed.interval, index, end_ms)
         if row:
             payload = kline_event(feed.symbol, feed.interval, row, now_ms, closed=True)
+            payload = wrong(payload) if is_wrong else payload
             self._delivery.close(feed, payload, Told(open_ms, now_ms, time.monotonic()))
 
     def _plan_cuts(self, feed: _Feed, border_ms: int) -> None:
@@ -725,8 +753,8 @@ class _Delivery:
             feed.held = payload
             return
         held, feed.held = feed.held, ""
-        if kind == "bad_candle":
-            payload = impossible(payload)
+        if kind in CHANGES:
+            payload = CHANGES[kind](payload)
         times = {"doubled": 2, "burst": self._faults.burst_messages}.get(kind, 1)
         for text in [payload] * times + [held] * bool(held):
             self._tell(feed, text, is_garbage=kind == "garbage")
@@ -752,7 +780,8 @@ class _Delivery:
                 continue
             combined = connection.combined
             if not octets[combined]:
-                text = wrapped(feed.name, payload) if combined else payload
+                name = quote(feed.name, safe="@_") if self._settings.encodes_names else feed.name
+                text = wrapped(name, payload) if combined else payload
                 octets[combined] = frame(TEXT, text[: len(text) // 2 if is_garbage else None].encode())
             self._send(connection, octets[combined])
 
@@ -818,12 +847,23 @@ class _Requests:
             return _json({"code": 3, "msg": "Invalid JSON: expected value at line 1 column 1"})
         number = asked.get("id") if isinstance(asked, dict) else None
         try:
+            if (fault := self._fault(asked)) == "ignored":
+                return None
+            if fault:
+                raise _Refused(2, INVALID_STREAM)
             return _json({"result": self._obey(connection, asked), "id": number})
         except _Refused as refusal:
             error = {"code": refusal.code, "msg": str(refusal)}
             # Both shapes are Binance's: the one of the protocol, and the one of streams.
             is_about_streams = str(refusal) in (TOO_MANY, INVALID_STREAM)
             return _json({"error": error, "id": number} if is_about_streams else {**error, "id": number})
+
+    def _fault(self, asked: Any) -> str:
+        """What goes wrong with a SUBSCRIBE, by one of its names."""
+        faults = self._settings.faults
+        if not faults.are_possible or not isinstance(asked, dict) or asked.get("method") != "SUBSCRIBE":
+            return ""
+        return next(filter(None, (faults.pick(OF_REQUESTS, str(name)) for name in asked["params"])), "")
 
     def _obey(self, connection: StreamConnection, asked: Any) -> list[str] | None:
         method, names = _checked(asked)
@@ -1091,6 +1131,7 @@ class Streams:
         self.lifetime_seconds = 86_400.0
         self.queue_bytes = 2_000_000  # for a slow client, beyond the system's buffers
         self.close_delay_ms = 10  # from a close to its event, at least
+        self.encodes_names = False  # percent-encoded in events, where they are not ASCII
         self.close_spread_ms = 50  # by so much more, a different part of it for each stream
         self.quiet: set[str] = set()  # symbols without events between the closes
         self.retired_futures_urls = False  # /ws and /stream acknowledge everything and deliver nothing

@@ -1,4 +1,7 @@
-"""The connections to the exchange: pooled, by the environment's proxy, each reply bounded as a whole."""
+"""The connections to the exchange: pooled, by the environment's proxy, each reply bounded as a whole.
+
+And in words what is wrong with one: which address or proxy, and the setting that names it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import re
 import threading
 import time
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
 import httpx
+
+from .addresses import is_private, shown_address
+from .proxies import Proxy, proxy_for
 
 
 class Timed:
@@ -28,8 +33,11 @@ class Timed:
         return getattr(self._wrapped, name)
 
     def connect_tcp(self, *arguments: Any, **named: Any) -> Timed:
-        """Open a connection."""
-        return Timed(self._wrapped.connect_tcp(*arguments, **named), self._deadline)
+        """Open a connection: to the proxy, where there is one."""
+        self._deadline.is_connecting = True
+        connection = self._wrapped.connect_tcp(*arguments, **named)
+        self._deadline.is_connecting = False
+        return Timed(connection, self._deadline)
 
     def start_tls(self, *arguments: Any, **named: Any) -> Timed:
         """The same connection, encrypted."""
@@ -50,11 +58,12 @@ class Transport(httpx.HTTPTransport):
 
     def __init__(self, base_url: str, connections: int, *, no_proxy: bool) -> None:
         logging.getLogger("httpcore").setLevel(logging.WARNING)
+        self._proxy: Proxy | None = None if no_proxy else proxy_for(base_url)
         super().__init__(
             limits=httpx.Limits(
                 max_connections=connections + 1, max_keepalive_connections=connections, keepalive_expiry=30.0
             ),
-            proxy=None if no_proxy else proxy_for(base_url),
+            proxy=self._proxy.url if self._proxy else None,
         )
         self._deadline = threading.local()
         pool: Any = self._pool  # the seam that httpx leaves closed; a test holds it open
@@ -63,23 +72,33 @@ class Transport(httpx.HTTPTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the reply's body is read by the same thread."""
         self._deadline.at_seconds = time.monotonic() + request.extensions["reply_seconds"]
+        self._deadline.is_connecting = False
         return super().handle_request(request)
 
-
-def proxy_for(base_url: str) -> str | None:
-    """The proxy that the environment names for an address."""
-    address, proxies = urlsplit(base_url), getproxies()
-    for entry in re.split(r"[\s,]+", proxies.get("no", "")):
-        scheme, _, name = entry.rpartition("://")  # as curl and httpx allow it: https://internal.example
-        if entry == "*" or (scheme in (address.scheme, "all") and _is_within(address, name.rstrip("/"))):
-            return None
-    proxy = proxies.get(address.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(address.netloc) or proxy_bypass(address.hostname or ""):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    def words(self, error: Exception, url: str) -> str:
+        """What is wrong with the request to ``url`` that this thread has just made."""
+        is_connecting, reason = self._deadline.is_connecting, reason_of(error)
+        if self._proxy and (is_connecting or isinstance(error, httpx.ProxyError)):
+            how = "does not answer" if is_connecting else "refuses"
+            return f"{self._proxy} {how}: {reason} ({self._proxy.variable})"
+        how = "does not answer" if is_connecting or isinstance(error, httpx.TimeoutException) else "fails"
+        through = f" through {self._proxy} ({self._proxy.variable})" if self._proxy else ""
+        address = shown_address("/".join(url.split("/")[:3]))
+        return f"{address} {how}{through}: {reason} (BINANCE_BASE_URL)"
 
 
-def _is_within(address: SplitResult, name: str) -> bool:
-    """Whether an entry of NO_PROXY, without its scheme, names the host (and port) or a domain around it."""
-    within = f".{address.hostname}".endswith(f".{name.lstrip('*.')}")
-    return within or name in (address.hostname, address.netloc)
+def stream_proxy(url: str) -> Proxy | None:
+    """The proxy for streams: none for plain ones to this machine. Raises Refusal."""
+    is_secure = urlsplit(url).scheme == "wss"
+    return proxy_for(url.replace("ws", "http", 1)) if is_secure or not is_private(url) else None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of a connection says, in words: ``connection refused``."""
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return "timed out"
+    text = re.sub(r"^\[(Errno|WinError) -?[0-9]+\] ", "", str(error)).rstrip(".") or type(error).__name__
+    text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        text += "; the authority of a proxy that opens TLS goes into SSL_CERT_FILE"
+    return text

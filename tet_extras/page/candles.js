@@ -1,6 +1,6 @@
 // The candles of one pair: asked for, kept as numbers for drawing beside the texts they came as.
 
-import { gridOf } from "./format.js";
+import { decimalsOf, gridOf } from "./format.js";
 
 const FIRST_LIMIT = 3000;
 const TAIL_LIMIT = 60;
@@ -11,7 +11,7 @@ export class Candles {
   bars = []; // the five numbers of each
   closedEnd = Infinity; // a candle that opens then, or later, is still forming
   whole = false; // there are no older ones
-  decimals = 0;
+  decimals = 0; // of the prices: the most that were seen
   #limit = FIRST_LIMIT;
   #asking = null;
 
@@ -90,7 +90,6 @@ export class Candles {
       this.slots.push(Math.floor(this.grid.slot(Date.parse(row[0]))));
       this.bars.push([+row[1], +row[2], +row[3], +row[4], +row[5]]);
     }
-    const texts = this.rows.slice(-200).flatMap((row) => [row[1], row[4]]);
-    this.decimals = Math.max(0, ...texts.map((text) => (text.split(".")[1] ?? "").length));
+    for (const row of rows) for (let field = 1; field < 5; field++) this.decimals = Math.max(this.decimals, decimalsOf(row[field]));
   }
 }

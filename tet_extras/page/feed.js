@@ -16,8 +16,12 @@ export class Feed extends EventTarget {
   #heard = 0; // by the monotonic clock
   #poll = 0;
   #version = null;
+  #changed = new Map(); // rows that are to be shown with the next frame
+  #isAll = false;
+  #showing = false;
 
   start() {
+    this.#load().catch(() => {}); // at once; what changes until there are events is told by the next one
     this.#open();
     setInterval(() => this.#watch(), 1000);
   }
@@ -109,7 +113,21 @@ export class Feed extends EventTarget {
     this.#announce(rows, all);
   }
 
+  /** What has changed is shown together, once a frame: also what is told several times before that. */
   #announce(rows, all) {
+    if (all) this.#changed.clear();
+    for (const row of rows) this.#changed.set(`${row.symbol} ${row.timeframe}`, row);
+    this.#isAll ||= all;
+    if (this.#showing) return;
+    this.#showing = true;
+    if (document.hidden) setTimeout(() => this.#show(), 1000); // a hidden page has no frames
+    else requestAnimationFrame(() => this.#show());
+  }
+
+  #show() {
+    const rows = this.#isAll ? [...this.rows.values()] : [...this.#changed.values()], all = this.#isAll;
+    this.#changed.clear();
+    this.#isAll = this.#showing = false;
     this.dispatchEvent(new CustomEvent("rows", { detail: { rows, all } }));
   }
 

@@ -69,8 +69,33 @@ export function completeness(share) {
   return share === null ? "–" : (Math.floor(share * 1e4) / 100).toFixed(share === 1 ? 0 : 2) + "%";
 }
 
-/** A volume for an axis: 1.2K, 3.4M. */
+/** How many decimals a text has. */
+export const decimalsOf = (text) => (text.includes(".") ? text.length - 1 - text.indexOf(".") : 0);
+
+/** 1234567.5 as "1,234,567.5"; the text is the number, exactly. */
+export function grouped(text) {
+  const [whole, ...rest] = text.split(".");
+  return [whole.replace(/\B(?=(\d{3})+$)/g, ","), ...rest].join(".");
+}
+
+/** A price with all the decimals of its pair: "3432.9" as "3,432.90". What is there is never cut. */
+export function price(text, decimals = 0) {
+  if (text === null || text === undefined) return "–";
+  const lacking = decimals - decimalsOf(text);
+  return grouped(lacking > 0 ? text + (text.includes(".") ? "" : ".") + "0".repeat(lacking) : text);
+}
+
+/** What is left of a candle: 4:07, 1:04:07, 2 d 4 h. */
+export function left(ms) {
+  const whole = Math.max(0, Math.ceil(ms / 1000)), two = (number) => String(number).padStart(2, "0");
+  if (whole >= 2 * 86400) return span(whole);
+  const hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
+  return `${hours ? `${hours}:${two(minutes)}` : minutes}:${two(whole % 60)}`;
+}
+
+/** A volume in short: 1.2K, 3.4M. */
 export function volume(number) {
+  if (number === null || number === undefined) return "–";
   for (const [size, sign] of [[1e9, "B"], [1e6, "M"], [1e3, "K"]]) {
     if (number >= size) return (number / size).toFixed(number >= 100 * size ? 0 : number >= 10 * size ? 1 : 2) + sign;
   }

@@ -13,7 +13,7 @@ function failures(entries, timeframes) {
   for (const [name, reason] of Object.entries(entries ?? {})) {
     byReason.set(reason, [...(byReason.get(reason) ?? []), name]);
   }
-  return [...byReason].map(([reason, names]) => `${series(names, timeframes)}: ${reason}`);
+  return [...byReason].map(([reason, names]) => ({ reason, sentence: `${series(names, timeframes)}: ${reason}` }));
 }
 
 /** "BTC/USDT 15m", "BTC/USDT 1h" as "BTC/USDT in 15m, 1h"; where there is one timeframe alone it goes without saying. */
@@ -22,6 +22,29 @@ function series(names, timeframes) {
   const pairs = [...new Set(cut.map(([pair]) => pair))], failing = [...new Set(cut.map(([, timeframe]) => timeframe))];
   if (names.length !== pairs.length * failing.length) return some(names);
   return some(pairs) + (timeframes.length > 1 ? ` in ${failing.join(", ")}` : "");
+}
+
+/** Whether two sentences say the same, or one of them has the other in it. */
+const isSame = (a, b) => a.includes(b) || b.includes(a);
+
+/** Whether the line above says already why a row's update failed. */
+export const isTold = (status, reason) => Boolean(status?.health.reasons.some((text) => isSame(text, reason)));
+
+/** The sentences without those that another one has in it. */
+const once = (texts) => texts.filter((text, index) => text && !texts.some((other, place) => other && (other === text ? place < index : other.includes(text))));
+
+/** What is wrong, in sentences: each cause with what follows from it, then what else there is. */
+function problemsOf(status, paused) {
+  const isSymptom = (text) => /^(older than|never fetched)/.test(text);
+  const told = status.health.reasons.filter((text) => !text.startsWith("filling") && text !== status.pause_reason);
+  const waiting = status.waiting_for ? `Waiting for ${status.waiting_for}` : "";
+  const causes = once([waiting, paused, ...told.filter((text) => !isSymptom(text))]);
+  const failed = failures(status.failed_symbols, status.timeframes).filter(({ reason }) => !causes.some((cause) => isSame(cause, reason)));
+  const unsaved = status.unsaved ? `${status.unsaved} updates wait in memory${causes.length ? "" : " for Redis to take them"}` : "";
+  const warnings = (status.warnings ?? []).filter((text) => !causes.length || !text.includes("updates failed"));
+  const symptoms = [unsaved, ...told.filter(isSymptom)].filter(Boolean);
+  if (causes.length && symptoms.length) causes.push(`${causes.pop()}. Meanwhile ${symptoms.splice(0).join("; ")}`);
+  return once([...causes, ...failed.map(({ sentence }) => sentence), ...symptoms, ...warnings]);
 }
 
 /** What the line says: a state, a verdict, a detail and the problems, all in words. */
@@ -33,38 +56,38 @@ export function judge(feed) {
     return { state: "lost", verdict: "No connection to the service", detail, problems: [] };
   }
   if (!status) return { state: "connecting", verdict: "Connecting to the service", detail: "", problems: [] };
-  const { live, ready, reasons } = status.health;
-  const failed = failures(status.failed_symbols, status.timeframes);
-  const invalid = failures(status.invalid_symbols, []).map((text) => `Not kept: ${text}`);
+  const { live, ready } = status.health, { filling } = status;
+  const invalid = failures(status.invalid_symbols, []).map(({ sentence }) => `Not kept: ${sentence}`);
   const paused = status.state === "paused" ? `Paused until ${clock(status.paused_until)} UTC: ${status.pause_reason}` : "";
-  const waiting = status.waiting_for ? `Waiting for ${status.waiting_for}` : "";
-  const unsaved = status.unsaved ? `${status.unsaved} updates wait in memory for Redis to take them` : "";
-  const known = reasons.filter((text) => text !== status.waiting_for && !(paused && text === status.pause_reason));
-  const problems = [waiting, paused, ...known, unsaved, ...failed, ...(status.warnings ?? []), ...invalid].filter(Boolean);
+  const found = problemsOf(status, paused), problems = [...found, ...invalid];
   const many = status.timeframes.length > 1 ? ` in ${status.timeframes.length} timeframes` : "";
   const pairs = `${status.active_symbols} ${status.active_symbols === 1 ? "pair" : "pairs"}${many}`;
-  if (status.state === "starting" && !status.cycles) {
-    return { state: "caution", verdict: waiting ? "Starting" : "Filling", detail: waiting ? "" : "The window is fetched; pairs appear as they are complete.", problems };
+  const is = (state, verdict, detail = "") => ({ state, verdict, detail, problems });
+  if (!live) return is("bad", "Not working");
+  if (filling && !found.length) {
+    const left = filling.seconds_left ? `, some ${span(filling.seconds_left)} left` : "";
+    return is("caution", "Filling", `${filling.filled} of ${filling.of}${left}`);
   }
-  if (!live) return { state: "bad", verdict: "Not working", detail: "", problems };
-  if (!ready) return { state: "bad", verdict: "Not healthy", detail: "", problems };
-  const others = problems.length - invalid.length;
-  if (others) return { state: "caution", verdict: paused ? "Paused" : "Fresh, but not all is well", detail: paused ? "The data is still fresh." : "", problems };
+  if (status.state === "starting" && !status.cycles) return is("caution", "Starting");
+  if (paused && (ready || filling)) return is("caution", "Paused", ready ? "The data is still fresh." : "");
+  if (!ready) return is("bad", "Not healthy", filling ? `Filling, ${filling.filled} of ${filling.of}` : "");
+  if (found.length) return is("caution", "Fresh, but not all is well");
   const oldest = status.data_freshness_max === null ? "" : `, oldest update ${span(status.data_freshness_max)} ago`;
-  return { state: "good", verdict: "Healthy", detail: `${pairs} fresh${oldest}`, problems };
+  return is("good", "Healthy", `${pairs} fresh${oldest}`);
 }
 
 /** Show all of it; the page's title says it too, for those who look at another tab. */
 export function showHealth(feed) {
   const found = judge(feed);
   document.body.dataset.link = feed.link;
-  $("health").dataset.state = found.state;
+  $("health").dataset.state = $("problems").dataset.state = found.state;
   put($("verdict"), found.verdict);
   put($("detail"), found.detail);
   showList($("problems"), found.problems);
   const words = { connecting: "Connecting", live: "Live updates", polling: "Asking every 5 s", lost: "Not connected" };
   $("link").dataset.state = feed.link;
   put($("link").lastElementChild, words[feed.link]);
+  $("simulated").hidden = !feed.status?.simulated;
   if (feed.status) showFacts(feed.status, feed.now());
   return found;
 }
@@ -79,7 +102,7 @@ function showList(list, texts) {
 function sourceOf(status) {
   const feeds = status.live?.feeds;
   if (!feeds) return "polling";
-  const words = [["live", feeds.live], ["catching up", feeds.catching_up], ["blind", feeds.blind]];
+  const words = [["live", feeds.live], ["catching up", feeds.catching_up], ["polled", feeds.blind]];
   const told = words.filter(([, count]) => count).map(([word, count]) => `${count} ${word}`);
   return feeds.live && told.length === 1 ? "stream" : told.join(", ") || "stream";
 }
@@ -98,6 +121,11 @@ function membersOf(status) {
   return some(members.map(({ id, state }) => (state === "running" ? id : `${id} (${state})`)));
 }
 
+/** The height of the line that stays in sight; the table's head stands below it. */
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--stuck", `${$("health").offsetHeight}px`);
+}).observe($("health"));
+
 function showFacts(status, now) {
   put($("version"), status.version);
   put($("uptime"), span(status.uptime_seconds));
@@ -112,6 +140,8 @@ function showFacts(status, now) {
   put($("next"), left === null ? "–" : left > 0 ? `in ${span(left)}` : "now");
   $("next").parentElement.title = `Every ${status.update_interval_seconds} s: ${status.update_interval_reason}`;
   put($("source"), sourceOf(status));
+  $("settings").parentElement.hidden = !status.settings?.read;
+  put($("settings"), status.settings?.read ? `read ${clock(status.settings.read)}` : "");
   const members = membersOf(status);
   $("members").parentElement.hidden = !members;
   put($("members"), members);

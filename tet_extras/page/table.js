@@ -1,24 +1,15 @@
 // The table of pairs: a row each, sorted by a click, filtered as you type, one timeframe at a time.
 
-import { chartPath, completeness, gridOf, lengthOf, put, putChange, shortTime, span, wayOf } from "./format.js";
-import { linkOf } from "./health.js";
+import { Blocks } from "./blocks.js";
+import { COLUMNS, Fitting, STATES, stateOf } from "./columns.js";
+import { chartPath, completeness, gridOf, lengthOf, price, put, putChange, shortTime, span, volume, wayOf } from "./format.js";
+import { isTold, linkOf } from "./health.js";
 
 const $ = (id) => document.getElementById(id);
-const STATES = ["stale", "missing", "failing", "fresh"];
 const text = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
-
-/** The columns: key, heading, how to compare, and whether the first click puts the greatest on top. */
-const COLUMNS = [
-  ["name", "Pair", (row) => row.symbol, false],
-  ["price", "Last price", (row) => Number(row.price), true],
-  ["day", "24 h", (row) => row.change_24h, true],
-  ["window", "Window", (row) => row.change_window, true],
-  ["spark", "", null, false],
-  ["newest", "Newest candle", (row) => row.newest ?? "", true],
-  ["age", "Age", (row) => (row.updated ? -Date.parse(row.updated) : Infinity), true],
-  ["complete", "Complete", (row) => row.completeness, false],
-  ["state", "State", (row) => STATES.indexOf(row.state), false],
-];
+const PARTS = COLUMNS.map(([key]) => key).filter((key) => key !== "name");
+const ARRANGE_MS = 1000; // so often, at most, figures that change put rows in another order
+const TICK_MS = 700; // for which a price that has changed shows which way
 
 export class TableView {
   timeframe = "";
@@ -27,27 +18,25 @@ export class TableView {
   #order = []; // the symbols as they stand
   #sort = "";
   #descending = false;
-  #onScreen;
+  #blocks = new Blocks($("pairs"), (element, isSeen) => this.#see(this.#entries.get(element.dataset.symbol), isSeen));
+  #fitting = new Fitting($("pairs"));
+  #spare = []; // cells that rows out of sight do not need
+  #arranging = 0;
+  #ticked = new Set(); // cells that show which way a price went
+  #ticking = 0;
 
   constructor(feed, open) {
     this.#feed = feed;
-    this.#onScreen = new IntersectionObserver((seen) => {
-      for (const { target, isIntersecting } of seen) {
-        const entry = this.#entries.get(target.dataset.symbol);
-        if (entry) entry.seen = isIntersecting;
-        if (entry && isIntersecting) this.#drawSpark(entry);
-      }
-    }, { rootMargin: "300px" });
     this.#makeHead();
     $("filter").addEventListener("input", () => this.arrange());
-    const body = $("pairs").tBodies[0];
-    body.addEventListener("click", (event) => {
-      const row = event.target.closest("tr");
+    const pairs = $("pairs");
+    pairs.addEventListener("click", (event) => {
+      const row = event.target.closest("tbody tr");
       if (!row || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
       event.preventDefault();
       open(row.dataset.symbol, this.timeframe);
     });
-    body.addEventListener("keydown", (event) => this.#moveFocus(event));
+    pairs.addEventListener("keydown", (event) => this.#moveFocus(event));
     $("filter").addEventListener("keydown", (event) => {
       if (event.key === "ArrowDown") this.#moveFocus(event);
       if (event.key === "Escape") { $("filter").value = ""; this.arrange(); $("filter").blur(); }
@@ -62,11 +51,13 @@ export class TableView {
 
   #makeHead() {
     const head = $("pairs").tHead.rows[0];
-    for (const [key, heading, valueOf, greatestFirst] of COLUMNS) {
+    for (const [key, heading, valueOf, greatestFirst, , meaning] of COLUMNS) {
       const cell = document.createElement("th");
       cell.scope = "col";
+      cell.role = "columnheader";
       cell.className = `c-${key}`;
       cell.dataset.key = key;
+      if (meaning) cell.title = meaning;
       if (valueOf) {
         const button = document.createElement("button");
         button.type = "button";
@@ -77,10 +68,9 @@ export class TableView {
           $("sort-by").append(new Option(`${heading} ${descending ? "↓" : "↑"}`, `${descending ? "-" : ""}${key}`));
         }
       } else {
-        const unseen = document.createElement("span");
-        unseen.className = "unseen";
-        unseen.textContent = "Course over the window";
-        cell.append(unseen);
+        const words = document.createElement("span");
+        words.textContent = heading;
+        cell.append(words);
       }
       head.append(cell);
     }
@@ -112,19 +102,35 @@ export class TableView {
 
   /** Show another timeframe. */
   show(timeframe) {
+    if (this.timeframe !== timeframe) this.#fitting.reset();
     this.timeframe = timeframe;
     this.update(this.#feed.of(timeframe), true);
   }
 
-  /** Take over rows that have changed; `all` says that there are no others. */
+  /** Take over rows that have changed; `all` says that there are no others. Rows out of sight are filled later. */
   update(rows, all) {
     const mine = rows.filter((row) => row.timeframe === this.timeframe);
     if (all) {
       const kept = new Set(mine.map((row) => row.symbol));
       for (const [symbol, entry] of this.#entries) if (!kept.has(symbol)) this.#drop(symbol, entry);
     }
-    for (const row of mine) this.#fill(this.#entries.get(row.symbol) ?? this.#make(row.symbol), row);
-    if (all || mine.length) this.arrange();
+    this.#fitting.note(mine);
+    let isNew = all;
+    for (const row of mine) {
+      isNew ||= !this.#entries.has(row.symbol);
+      const entry = this.#entries.get(row.symbol) ?? this.#make(row.symbol);
+      entry.row = row;
+      if (entry.isSeen) this.#fill(entry);
+    }
+    if (isNew) this.arrange();
+    else if (mine.length) this.#arrangeLater();
+  }
+
+  /** Figures have changed: the order may, but not many times a second. */
+  #arrangeLater() {
+    this.#showCounts(this.#feed.of(this.timeframe));
+    if (!this.#sort && !$("filter").value) return;
+    this.#arranging ||= setTimeout(() => this.arrange(), ARRANGE_MS);
   }
 
   #make(symbol) {
@@ -137,50 +143,88 @@ export class TableView {
     currency.className = "quote-currency";
     currency.textContent = symbol.slice(cut);
     part("a").append(currency);
-    const cells = Object.fromEntries(["price", "day", "window", "spark", "newest", "age", "complete", "state"].map((name) => [name, part(`.${name}`)]));
-    const entry = { element, link: part("a"), cells, row: null, seen: false, drawn: "" };
+    const entry = { element, link: part("a"), cells: null, row: null, shown: null, isSeen: false, drawn: "" };
+    entry.link.setAttribute("href", chartPath(symbol, this.timeframe));
+    part("th").title = symbol;
     this.#entries.set(symbol, entry);
-    this.#onScreen.observe(element);
     return entry;
   }
 
   #drop(symbol, entry) {
-    this.#onScreen.unobserve(entry.element);
+    this.#see(entry, false);
     entry.element.remove();
     this.#entries.delete(symbol);
   }
 
-  #fill(entry, row) {
-    const { cells, element } = entry, before = entry.row;
-    entry.row = row;
-    entry.link.setAttribute("href", chartPath(row.symbol, row.timeframe));
-    if (element.dataset.state !== row.state) element.dataset.state = row.state;
-    put(cells.price, row.price ?? "–");
+  /** A row out of sight has its name alone: hundreds of rows cost little so. */
+  #see(entry, isSeen) {
+    if (!entry) return;
+    entry.isSeen = isSeen;
+    if (isSeen) return this.#fill(entry);
+    if (entry.cells) this.#spare.push(entry.cells);
+    for (const cell of Object.values(entry.cells ?? {})) cell.remove();
+    entry.cells = entry.shown = null;
+    entry.drawn = "";
+  }
+
+  #cells() {
+    if (this.#spare.length) return this.#spare.pop();
+    const made = [...$("cells").content.firstElementChild.cloneNode(true).cells];
+    return Object.fromEntries(made.map((cell, place) => [PARTS[place], cell]));
+  }
+
+  /** Show a row's figures; where it shows them already nothing is touched. */
+  #fill(entry) {
+    const { element, row, shown: before } = entry;
+    if (before === row) return;
+    if (!entry.cells) {
+      entry.cells = this.#cells();
+      element.append(...Object.values(entry.cells));
+    }
+    const { cells } = entry;
+    entry.shown = row;
+    if (before?.timeframe !== row.timeframe) entry.link.setAttribute("href", chartPath(row.symbol, row.timeframe));
+    const state = stateOf(row);
+    if (element.dataset.state !== state) element.dataset.state = state;
+    put(cells.price, price(row.price, row.decimals));
     if (before?.price && row.price && before.price !== row.price && before.timeframe === row.timeframe) {
       this.#tick(cells.price, Number(row.price) > Number(before.price) ? "up" : "down");
     }
     putChange(cells.day, row.change_24h);
     putChange(cells.window, row.change_window);
+    put(cells.high, price(row.high_24h, row.decimals));
+    put(cells.low, price(row.low_24h, row.decimals));
+    put(cells.volume, volume(row.volume_24h));
     put(cells.newest, shortTime(row.newest));
     put(cells.complete, row.updated ? completeness(row.completeness) : "–");
     cells.complete.toggleAttribute("data-short", Boolean(row.updated) && row.completeness < 1);
-    put(cells.state.firstElementChild, row.state);
+    put(cells.state.firstElementChild, state);
     this.#showState(entry);
     this.#showAge(entry);
-    if (entry.seen) this.#drawSpark(entry);
+    this.#drawSpark(entry);
   }
 
-  /** The reason, or who keeps the pair fresh; this is in the status. */
+  /** The reason, where it is the row's own, or who keeps the pair fresh; both are in the status. */
+  #words(row) {
+    const { status } = this.#feed, reason = row.reason && !isTold(status, row.reason) ? row.reason : "";
+    return reason || linkOf(status, row.symbol, row.timeframe);
+  }
+
   #showState({ cells, row }) {
-    const words = row.reason || linkOf(this.#feed.status, row.symbol, row.timeframe);
+    const words = this.#words(row);
     put(cells.state.lastElementChild, words);
     if (cells.state.title !== words) cells.state.title = words;
   }
 
+  /** Mark which way a price went, for a moment; all that changed together are unmarked together. */
   #tick(cell, way) {
-    delete cell.dataset.tick;
-    void cell.offsetWidth; // so that the animation starts anew
     cell.dataset.tick = way;
+    this.#ticked.add(cell);
+    this.#ticking ||= setTimeout(() => {
+      for (const each of this.#ticked) delete each.dataset.tick;
+      this.#ticked.clear();
+      this.#ticking = 0;
+    }, TICK_MS);
   }
 
   #showAge(entry) {
@@ -203,29 +247,29 @@ export class TableView {
   /** Once a second: ages grow, and links may have changed. */
   tick() {
     for (const entry of this.#entries.values()) {
+      if (!entry.cells) continue;
       this.#showAge(entry);
       this.#showState(entry);
     }
   }
 
+  /** Whether a row has each word somewhere, as it is shown: in its name, its state, or what stands beside that. */
+  #fits(row, words) {
+    const name = row.symbol.toLowerCase(), told = `${stateOf(row)} ${this.#words(row)}`.toLowerCase();
+    return words.every((word) => name.includes(word) || name.replace("/", "").includes(word) || ` ${told}`.includes(` ${word}`));
+  }
+
   /** Put the rows in order, those that the filter leaves; only what is out of place is moved. */
   arrange() {
+    clearTimeout(this.#arranging);
+    this.#arranging = 0;
     const words = $("filter").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const rows = this.#feed.of(this.timeframe);
-    const fits = (row) => words.every((word) => row.symbol.toLowerCase().includes(word) || row.symbol.replace("/", "").toLowerCase().includes(word) || row.state.startsWith(word));
-    const shown = rows.filter(fits);
+    const shown = words.length ? rows.filter((row) => this.#fits(row, words)) : rows.slice();
     const column = COLUMNS.find(([key]) => key === this.#sort);
     if (column) shown.sort((a, b) => compare(column[2](a), column[2](b), this.#descending) || text(a.symbol, b.symbol));
     this.#order = shown.map((row) => row.symbol);
-    const body = $("pairs").tBodies[0];
-    const kept = new Set(this.#order);
-    for (const [symbol, entry] of this.#entries) if (!kept.has(symbol) && entry.element.isConnected) entry.element.remove();
-    let next = body.firstElementChild;
-    for (const symbol of this.#order) {
-      const { element } = this.#entries.get(symbol);
-      if (element === next) next = next.nextElementSibling;
-      else body.insertBefore(element, next);
-    }
+    this.#blocks.place(this.#order.map((symbol) => this.#entries.get(symbol).element));
     this.#showCounts(rows);
     this.#showWindow(rows);
     $("pairs").hidden = !shown.length;
@@ -234,7 +278,7 @@ export class TableView {
   }
 
   #showCounts(rows) {
-    const counts = STATES.map((state) => [state, rows.filter((row) => row.state === state).length]);
+    const counts = STATES.map((state) => [state, rows.filter((row) => stateOf(row) === state).length]);
     const wanted = [["", rows.length], ...counts.filter(([, count]) => count)];
     const place = $("counts");
     const described = wanted.map(([state, count]) => `${count} ${state || (rows.length === 1 ? "pair" : "pairs")}`);
@@ -256,15 +300,17 @@ export class TableView {
   #showWindow(rows) {
     const row = rows.find((each) => each.completeness > 0);
     if (!row) return;
-    const wanted = Math.round(row.candles / row.completeness);
-    put($("pairs").tHead.querySelector("[data-key=window] button"), lengthOf(wanted * gridOf(this.timeframe).step));
+    const length = lengthOf(Math.round(row.candles / row.completeness) * gridOf(this.timeframe).step);
+    put($("pairs").tHead.querySelector("[data-key=window] button"), length);
+    put($("pairs").tHead.querySelector("[data-key=spark] span"), `Course of ${length}`);
+    this.#fitting.leave("window", length === $("pairs").tHead.querySelector("[data-key=day] button").textContent);
   }
 
   #moveFocus(event) {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12 }[event.key];
     if (!steps) return;
     event.preventDefault();
-    const links = [...$("pairs").tBodies[0].querySelectorAll("a")];
+    const links = [...$("pairs").querySelectorAll("tbody a")];
     const at = links.indexOf(document.activeElement);
     if (at + steps < 0 && steps === -1) $("filter").focus();
     else links[Math.max(0, Math.min(links.length - 1, at + steps))]?.focus();
