@@ -284,7 +284,8 @@ class Streams:
         monotonic: Callable[[], float],
         volume: str = "v",
     ) -> None:
-        logging.getLogger("websockets").setLevel(logging.ERROR)
+        # What fails there reaches us as an exception. It also logs a traceback when data comes while it closes.
+        logging.getLogger("websockets").setLevel(logging.CRITICAL)
         address = f"{url}/stream"
         ssl = _tls_context() if urlsplit(address).scheme == "wss" else None
         self._context = Context(address, "", deliver, now_ms, monotonic, ssl, stream_proxy(url), volume)

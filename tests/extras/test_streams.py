@@ -416,6 +416,22 @@ def test_subscriptions_keep_to_the_exchanges_limits(exchange, monkeypatch):
         assert connection.close_reason == ""
 
 
+def test_data_that_comes_while_a_connection_closes_leaves_no_traceback(exchange, caplog):
+    """The library logs one then; the connection is lost for a reason, and there is another."""
+    with closing(Listener(exchange.stream_url)) as listener:
+        listener.keep(STREAMS[:1])
+        ticking(listener, lambda: listener.heard())
+        (bundle,) = listener.streams._bundles
+        ws = bundle.current._ws
+        with ws.protocol_mutex:
+            ws.protocol.receive_eof()  # as its close() does when it has waited long enough
+        ticking(listener, lambda: listener.lost)
+        assert not ws.recv_events_thread.is_alive()
+        listener.heard()
+        ticking(listener, lambda: listener.heard())
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_streams_join_and_leave_without_a_reconnect(exchange):
     """By SUBSCRIBE and UNSUBSCRIBE on the connection that is there."""
     with closing(Listener(exchange.stream_url)) as listener:
