@@ -284,7 +284,7 @@ class Streams:
         monotonic: Callable[[], float],
         volume: str = "v",
     ) -> None:
-        # What fails there reaches us as an exception. It also logs a traceback when data comes while it closes.
+        # What fails there reaches us as an exception; it also logs a traceback for data that meets a close.
         logging.getLogger("websockets").setLevel(logging.CRITICAL)
         address = f"{url}/stream"
         ssl = _tls_context() if urlsplit(address).scheme == "wss" else None
