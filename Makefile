@@ -42,6 +42,9 @@ demo: ## Try it: a simulated market, no keys, no network, no Redis
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
+test-again: $(READY) ## Run the tests again that failed, one after another
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
+
 test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long tests/extras/test_cluster.py
 
@@ -117,6 +120,6 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build packages run run-dev demo test test-cluster windows check soak soak-reader soak-bots bench bench-freshness bench-live
+.PHONY: help dev-setup build packages run run-dev demo test test-again test-cluster windows check soak soak-reader soak-bots bench bench-freshness bench-live
 .PHONY: bench-browser bench-page bench-proxy bench-patches bench-reader bench-scaling health
 .PHONY: docker-build container-test docker-run docker-stop docker-logs clean

@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 import redis
+from failed import EXIT_FILE
 from rig import PROGRAM, clean_environment, made_once, unused_port
 from samples import NOON_MS
 from warm import Forked
@@ -63,6 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The longest first, where several workers share them."""
     if hasattr(config, "workerinput"):
         items.sort(key=_place)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Leave a note whether the run was whole: make does not hand on pytest's exit code."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.cache.set(EXIT_FILE, int(exitstatus))
 
 
 @pytest.hookimpl(optionalhook=True)
