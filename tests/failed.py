@@ -1,6 +1,6 @@
 """Which tests failed in the last run, if it was whole: for who runs them again, as `.ci/run` does.
 
-    python tests/failed.py 5     # prints one in a line; exit code 1 if they are more, or nobody knows
+python tests/failed.py 5     # prints one in a line; exit code 1 if they are more, or nobody knows
 """
 
 from __future__ import annotations
