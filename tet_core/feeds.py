@@ -108,7 +108,7 @@ class Feed:
 
     @property
     def expects_close(self) -> bool:
-        """Whether its stream is to tell when its candle closes: not while its market is closed."""
+        """Whether the close of its candle is to be streamed: not while its market is closed."""
         return not self.hours.closed_until_ms(self.next_close_ms - 1)
 
     def restored(self, stored: Stored | None) -> None:

@@ -210,7 +210,7 @@ def test_what_several_pages_bring_beside_a_stream_has_no_hole():
 
 
 def test_what_a_fetch_left_half_done_does_not_undo_what_a_stream_told():
-    """Its second page failed; the next fetch begins with what the stream has told since."""
+    """Its second page failed; the next fetch begins with what was streamed since."""
     feed = confirmed_feed("9", "2")
     page = page_over(feed.series, candle_of(1, "5") | candle_of(2, "5"), up_to_date=False)
     feed.fetched(page, feed.series, 100, NOON_MS)
