@@ -76,7 +76,7 @@ def test_a_candle_the_exchange_has_by_now_is_added(exchange, redis_url, reader):
 
 
 def test_an_audit_does_not_judge_what_rest_may_not_have_yet(exchange, redis_url, reader):
-    """A close that a stream has told at once, and that REST's servers lag behind."""
+    """A close that was streamed at once, and that REST's servers lag behind."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
         exchange.clock.set(START_OF_NEXT_MS + 3000)
