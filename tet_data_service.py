@@ -68,7 +68,7 @@ Each update is announced on the channel ``tet:updates`` as a JSON object: ``symb
 listens needs no read, it also has, unless the value was written whole: ``follows``, the ``last_update`` of
 the value that this one continues, and ``candles``, those that came or changed since, oldest first, each
 ``[time, open, high, low, close, volume]``, all text. Who holds the value of that ``last_update`` lays them
-over it, and drops what opens before ``data_start``; who holds an older one, or is told no ``follows``, reads.
+over it, and drops what opens before ``data_start``; who holds an older one, or hears no ``follows``, reads.
 
 Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
 *Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
@@ -1242,7 +1242,7 @@ class Binance(Requests):
 
     @property
     def can_tell_permissions(self) -> bool:
-        """Whether there is an address that tells what a key may do; a testnet has none."""
+        """Whether there is an address that says what a key may do; a testnet has none."""
         return bool(account_of(self._config.binance_market, self._config.binance_base_url))
 
     def key_permissions(self) -> dict[str, Any]:
@@ -1254,7 +1254,7 @@ class Binance(Requests):
 def look_up(binance: Binance, config: Config) -> Found:
     """Ask which symbols there are, which of them are meant, and when those trade that have sessions.
 
-    Raises what `Binance` does, but where the sessions alone are not told: then they count as always open.
+    Raises what `Binance` does, but where the sessions alone are not sent: then they count as always open.
     """
     listings = binance.exchange_info().listings
     volumes = binance.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
@@ -1295,7 +1295,7 @@ def connect_http(config: Config) -> Transport:
     local = urlsplit(base_url).scheme == "http" and addresses.is_private(base_url)
     try:
         if config.live:
-            stream_proxy(config.binance_stream_url)  # so that a bad one is told before anything starts
+            stream_proxy(config.binance_stream_url)  # so that a bad one is reported before anything starts
         return Transport(base_url, MOST_CONCURRENT + BESIDE, no_proxy=local)
     except Refusal as error:
         raise ConfigError([str(error)]) from error
@@ -1959,7 +1959,7 @@ class Writer:
         for tried, feed in enumerate(buffered):
             self._clock.check()
             if self._clock.monotonic() > began + FLUSH_SECONDS:
-                self._flush_at_seconds = 0.0  # Redis is to be told more
+                self._flush_at_seconds = 0.0  # there is more to be written
                 buffered = buffered[:tried]
                 break
             try:
@@ -2160,7 +2160,7 @@ class Service:
             self.workers.begin("symbols", self.symbols.look_up, self.symbols.take)
 
     def tick(self) -> None:
-        """What cannot wait for a cycle's end: a stop, the heartbeat, streams, what Redis is to be told."""
+        """What cannot wait for a cycle's end: a stop, the heartbeat, streams, what Redis is to have."""
         self.clock.check()
         process.notify_systemd("WATCHDOG=1")
         self.progress.heartbeat_seconds = self.clock.monotonic()
@@ -2466,7 +2466,7 @@ def verify(
         config = replace(config, group=None, egress=config.egress or "")
     inbox, watchlist = Inbox(), Watchlist(config)
     members = Membership(config, clock, store, binance.gate, watchlist)
-    tick = said.telling_of_waits(binance.gate, members.look)
+    tick = said.with_waits_shown(binance.gate, members.look)
     workers = Workers(1, clock, inbox, lambda message: None, tick)
     clock.wakes(inbox.wake)
     fetcher = Fetcher(config, clock, binance)

@@ -192,7 +192,7 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: updates.Writer, keep: int,
     """
     verdict, truth = Verdict(), None
     try:
-        writer.restore(feed, any_prices=True)  # the exchange tells whether they are its own
+        writer.restore(feed, any_prices=True)  # the exchange says whether they are its own
         if feed.series:
             truth = true_window(feed, feed.series, fetcher, keep)
             verdict = Verdict(len(truth.candles), truth.differences(feed))

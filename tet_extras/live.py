@@ -146,7 +146,7 @@ class Writers:
 
 @dataclass(eq=False)
 class Live:
-    """Listens to the exchange's streams, and tells each feed's `Freshness` what they bring, or do not.
+    """Listens to the exchange's streams, and reports to each feed's `Freshness` what they bring, or do not.
 
     The main thread owns it; writers write feeds. It does nothing until it is started.
     """
@@ -239,12 +239,12 @@ class Live:
             self._writers.pace(followed)
 
     def _doubt(self, feed: Feed) -> None:
-        """Let REST tell what its stream does not."""
+        """Let REST be asked for what its stream does not say."""
         now_ms = self.clock.now_ms()
         has_candles = feed.provenance is Provenance.CONFIRMED
         feed.freshness.doubted(has_candles, self.interval.seconds(now_ms), now_ms)
 
-    # What is not said
+    # What is not streamed
 
     def _look_after(self, streams: Streams, watchlist: Watchlist) -> None:
         if self.writer.evicting:
@@ -285,7 +285,7 @@ class Live:
             self._streams.keep(self._followed, self._market.canary_of(symbol))
 
     def _lose(self, streams: Sequence[str], reason: str, was_delivering: bool) -> None:
-        """A connection was lost: what it carried is polled, and REST is to tell what is missed."""
+        """A connection was lost: what it carried is polled, and REST is asked for what is missed."""
         self._connected = False
         if was_delivering:
             say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)

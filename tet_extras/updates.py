@@ -32,7 +32,7 @@ class Settings(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether streams tell, too."""
+        """Whether streams are listened to, too."""
 
     @property
     def proof_weight_share(self) -> float:
@@ -82,7 +82,7 @@ class Updates:
     """The feeds that are due, on their way: each waits for a worker, and is planned again when it is done.
 
     So no feed waits for another one's backfill. The main thread owns it; `update` is what workers do.
-    ``klines_weight`` tells what a request for so many candles costs.
+    ``klines_weight`` says what a request for so many candles costs.
     """
 
     settings: Settings
