@@ -56,10 +56,6 @@ class Settings(Protocol):
         """Seconds."""
 
     @property
-    def data_days(self) -> int:
-        """Days of candles that are kept."""
-
-    @property
     def kept_fields(self) -> Fields:
         """The fields of them that are kept."""
 
@@ -226,8 +222,7 @@ class Live:
             if not (isinstance(error, OddReply) and error.rows[0].off_grid):
                 self._doubt(feed)  # else REST leaves such a row out, too
             return
-        keep = feed.timeframe.candles_in_days(self.settings.data_days)
-        if not feed.streamed(candles, message.closed, keep, now_ms):
+        if not feed.streamed(candles, message.closed, now_ms):
             self.messages.add("refused")
             self._doubt(feed)
             return

@@ -266,10 +266,10 @@ def test_a_repair_that_somebody_else_writes_over_is_none(exchange, redis_url, re
             return written
 
         writer.write = write_beside_another
-        verdict = verify_feed(feed, rig.service.fetcher, writer, 192, rig.clock.now_ms())
+        verdict = verify_feed(feed, rig.service.fetcher, writer, rig.clock.now_ms())
         assert len(verdict.found) == 1
         assert verdict.failure == "not repaired: Redis has another value by now"
         writer.write = write
-        verdict = verify_feed(feed, rig.service.fetcher, writer, 192, rig.clock.now_ms())
+        verdict = verify_feed(feed, rig.service.fetcher, writer, rig.clock.now_ms())
         assert (len(verdict.found), verdict.failure) == (1, "")
         assert is_true(exchange, stored(reader))

@@ -404,8 +404,8 @@ def close_all(exchange, rigs):
         for feed in rig.feeds:
             symbol = feed.pair.symbol
             first_ms = feed.series.closed_end_ms
-            candles = dict(rig.service.fetcher.window(feed.pair, feed.timeframe, first_ms, first_ms))
-            assert feed.streamed(candles[first_ms].candles, True, 192, rig.clock.now_ms()), symbol
+            candles = dict(rig.service.fetcher.window(feed, first_ms, first_ms))
+            assert feed.streamed(candles[first_ms].candles, True, rig.clock.now_ms()), symbol
 
 
 def test_closes_of_the_same_moment_share_a_round_trip(exchange, redis_url, reader):
