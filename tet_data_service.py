@@ -68,7 +68,7 @@ Each update is announced on the channel ``tet:updates`` as a JSON object: ``symb
 listens needs no read, it also has, unless the value was written whole: ``follows``, the ``last_update`` of
 the value that this one continues, and ``candles``, those that came or changed since, oldest first, each
 ``[time, open, high, low, close, volume]``, all text. Who holds the value of that ``last_update`` lays them
-over it, and drops what opens before ``data_start``; who holds an older one, or is told no ``follows``, reads.
+over it, and drops what opens before ``data_start``; who holds an older one, or hears no ``follows``, reads.
 
 Words. *Feed*: one pair in one timeframe. *Series*: its candles in memory, as the bytes to be stored.
 *Window*: the N candles that are kept, the lookback window. *Backfill*: to fetch a window from its start.
@@ -189,7 +189,7 @@ from tet_core.series import (
     corrections,
     missing_opens,
 )
-from tet_core.sessions import ALWAYS_OPEN, Hours, parse_schedule
+from tet_core.sessions import Hours, parse_schedule
 from tet_core.shares import Selection, parse_selection
 from tet_core.snapshot import Snapshot
 from tet_core.stored import (
@@ -1242,7 +1242,7 @@ class Binance(Requests):
 
     @property
     def can_tell_permissions(self) -> bool:
-        """Whether there is an address that tells what a key may do; a testnet has none."""
+        """Whether there is an address that says what a key may do; a testnet has none."""
         return bool(account_of(self._config.binance_market, self._config.binance_base_url))
 
     def key_permissions(self) -> dict[str, Any]:
@@ -1254,7 +1254,7 @@ class Binance(Requests):
 def look_up(binance: Binance, config: Config) -> Found:
     """Ask which symbols there are, which of them are meant, and when those trade that have sessions.
 
-    Raises what `Binance` does, but where the sessions alone are not told: then they count as always open.
+    Raises what `Binance` does, but where the sessions alone are not sent: then they count as always open.
     """
     listings = binance.exchange_info().listings
     volumes = binance.day_volumes() if any(name.startswith("@") for name in config.symbols) else {}
@@ -1295,7 +1295,7 @@ def connect_http(config: Config) -> Transport:
     local = urlsplit(base_url).scheme == "http" and addresses.is_private(base_url)
     try:
         if config.live:
-            stream_proxy(config.binance_stream_url)  # so that a bad one is told before anything starts
+            stream_proxy(config.binance_stream_url)  # so that a bad one is reported before anything starts
         return Transport(base_url, MOST_CONCURRENT + BESIDE, no_proxy=local)
     except Refusal as error:
         raise ConfigError([str(error)]) from error
@@ -1637,9 +1637,9 @@ def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> i
 
 
 class Fetcher:
-    """Fetches the candles of one pair and timeframe: its pages, its gaps. Values in, values out.
+    """Fetches the candles of a feed: its pages, its gaps. It reads the feed, and changes nothing of it.
 
-    Nothing changes in it, so that any thread may use it.
+    Nothing changes in it, either, so that any thread may use it.
     """
 
     def __init__(self, config: Config, clock: Clock, binance: Binance) -> None:
@@ -1656,23 +1656,14 @@ class Fetcher:
         """The open time up to which one request may ask."""
         return self._binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
 
-    def pages(
-        self,
-        pair: Pair,
-        timeframe: Timeframe,
-        held: Series | None,
-        confirmed: bool,
-        exhausted_ms: int,
-        proven_ms: int = 0,
-        hours: Hours = ALWAYS_OPEN,
-    ) -> Iterator[Page]:
+    def pages(self, feed: Feed, held: Series | None, confirmed: bool, proven_ms: int = 0) -> Iterator[Page]:
         """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
 
         What closed since ``proven_ms`` is fetched again, to prove what was streamed; 0 is nothing.
         Where the exchange contradicts what was not ``confirmed`` before, all is fetched from the window's
-        start. What is missing outside the market's ``hours`` is no gap. Raises what `Binance.klines` does.
+        start. What is missing while its market is closed is no gap. Raises what `Binance.klines` does.
         """
-        keep = timeframe.candles_in_days(self._config.data_days)
+        timeframe, keep, exhausted_ms = feed.timeframe, feed.wanted, feed.exhausted_ms
         start_ms = self._clock.now_ms()
         series = held or Series(timeframe)
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
@@ -1682,15 +1673,14 @@ class Fetcher:
             unproven = timeframe.count(timeframe.floor(proven_ms), timeframe.floor(start_ms)) + 1
             refetch = max(refetch, min(unproven, self.page_rows // 2))
         first_ms = first_open_to_ask(series, keep, refetch, start_ms)
-        answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
+        answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
         if not confirmed and corrections(series, answer):
-            feed = f"{pair.name} {timeframe.name}"
-            say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed)
+            say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed.name)
             series = Series(timeframe)
             first_ms = first_open_to_ask(series, keep, 0, start_ms)
-            answer, now_open_ms, full = self._ask(pair, timeframe, first_ms, nonempty=True)
+            answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
         while True:
-            candles = self._with_gaps_filled(pair, series, answer.candles, first_ms, hours)
+            candles = self._with_gaps_filled(feed, series, answer.candles, first_ms)
             series = absorb(series, candles, answer.asked_ms, keep)
             if answer.reached_ms >= first_ms:
                 first_ms = timeframe.close_of(answer.reached_ms)
@@ -1705,48 +1695,45 @@ class Fetcher:
             yield Page(Answer(candles, answer.asked_ms), series, exhausted_ms, up_to_date)
             if up_to_date:
                 return
-            answer, now_open_ms, full = self._ask(pair, timeframe, first_ms)
+            answer, now_open_ms, full = self._ask(feed, first_ms)
 
-    def _ask(
-        self, pair: Pair, timeframe: Timeframe, first_ms: int, nonempty: bool = False
-    ) -> tuple[Answer, int, bool]:
+    def _ask(self, feed: Feed, first_ms: int, nonempty: bool = False) -> tuple[Answer, int, bool]:
         """Ask for the next page. Returns also the open time of the present, and whether the page is full.
 
         The first page must have a candle: one that was there before, or those at the window's start.
         """
-        now_open_ms = timeframe.floor(self._clock.now_ms())
+        timeframe, now_open_ms = feed.timeframe, feed.timeframe.floor(self._clock.now_ms())
         rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
         limit = min(self.page_rows, rows)
-        answer = self._binance.klines(pair, timeframe, first_ms, limit, nonempty=nonempty)
+        answer = self._binance.klines(feed.pair, timeframe, first_ms, limit, nonempty=nonempty)
         return answer, now_open_ms, answer.rows >= limit and answer.reached_ms >= first_ms
 
-    def window(
-        self, pair: Pair, timeframe: Timeframe, first_ms: int, last_ms: int
-    ) -> Iterator[tuple[int, Answer]]:
+    def window(self, feed: Feed, first_ms: int, last_ms: int) -> Iterator[tuple[int, Answer]]:
         """Fetch closed candles from one open time to another, by pages: where each begins, and the answer.
 
         What ended less than `MAX_LAG_MS` before it was asked for may be unfinished in it.
         """
+        timeframe = feed.timeframe
         while first_ms <= last_ms:
             end_ms = min(last_ms, self.page_end_ms(timeframe, first_ms))
             rows = timeframe.count(first_ms, end_ms)
-            answer = self._binance.klines(pair, timeframe, first_ms, rows, end_ms)
+            answer = self._binance.klines(feed.pair, timeframe, first_ms, rows, end_ms)
             yield first_ms, answer
             first_ms = timeframe.close_of(end_ms)
 
-    def _with_gaps_filled(
-        self, pair: Pair, series: Series, candles: Candles, first_ms: int, hours: Hours
-    ) -> Candles:
+    def _with_gaps_filled(self, feed: Feed, series: Series, candles: Candles, first_ms: int) -> Candles:
         """Ask once more for candles that a reply leaves out; what stays out is the exchange's own gap."""
-        ends = series.timeframe.close_of
-        missing = missing_opens(series, candles, first_ms)
-        missing = [open_ms for open_ms in missing if not hours.are_closed(open_ms, ends(open_ms))]
+        timeframe, found = feed.timeframe, dict(candles)
+        missing = [
+            open_ms
+            for open_ms in missing_opens(series, candles, first_ms)
+            if not feed.hours.are_closed(open_ms, timeframe.close_of(open_ms))
+        ]
         if not missing:
             return candles
-        timeframe, found = series.timeframe, dict(candles)
         while missing:
             limit = min(self.page_rows, timeframe.count(missing[0], missing[-1]))
-            answer = self._binance.klines(pair, timeframe, missing[0], limit, missing[-1])
+            answer = self._binance.klines(feed.pair, timeframe, missing[0], limit, missing[-1])
             found = answer.candles | found  # another server may lag behind the first one
             reached_ms = max(answer.reached_ms, missing[0]) if answer.rows >= limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
@@ -1769,9 +1756,8 @@ def memory_needed(config: Config) -> int:
 
 def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Stored:
     """What a value of Redis holds, if it is sound and of this configuration. Raises StoredValueError."""
-    wanted = feed.timeframe.candles_in_days(config.data_days)
     newest_ms = clock.now_ms() + CLOCK_TOLERANCE_MS
-    stored = read_stored_value(value, feed.timeframe, wanted, newest_ms, any_prices, config.kept_fields)
+    stored = read_stored_value(value, feed.timeframe, feed.wanted, newest_ms, any_prices, config.kept_fields)
     if config.closed_only and not stored.series.newest_is_closed:
         raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
     return stored
@@ -1959,7 +1945,7 @@ class Writer:
         for tried, feed in enumerate(buffered):
             self._clock.check()
             if self._clock.monotonic() > began + FLUSH_SECONDS:
-                self._flush_at_seconds = 0.0  # Redis is to be told more
+                self._flush_at_seconds = 0.0  # there is more to be written
                 buffered = buffered[:tried]
                 break
             try:
@@ -2160,7 +2146,7 @@ class Service:
             self.workers.begin("symbols", self.symbols.look_up, self.symbols.take)
 
     def tick(self) -> None:
-        """What cannot wait for a cycle's end: a stop, the heartbeat, streams, what Redis is to be told."""
+        """What cannot wait for a cycle's end: a stop, the heartbeat, streams, what Redis is to have."""
         self.clock.check()
         process.notify_systemd("WATCHDOG=1")
         self.progress.heartbeat_seconds = self.clock.monotonic()
@@ -2466,7 +2452,7 @@ def verify(
         config = replace(config, group=None, egress=config.egress or "")
     inbox, watchlist = Inbox(), Watchlist(config)
     members = Membership(config, clock, store, binance.gate, watchlist)
-    tick = said.telling_of_waits(binance.gate, members.look)
+    tick = said.with_waits_shown(binance.gate, members.look)
     workers = Workers(1, clock, inbox, lambda message: None, tick)
     clock.wakes(inbox.wake)
     fetcher = Fetcher(config, clock, binance)
@@ -2481,8 +2467,7 @@ def verify(
         verdicts = []
         with process.progress_bar(len(watchlist), "Verify") as step:
             for feed in watchlist:
-                keep, repair_ms = feed.timeframe.candles_in_days(config.data_days), clock.now_ms() * repair
-                verdicts.append(verify_feed(feed, fetcher, writer, keep, repair_ms))
+                verdicts.append(verify_feed(feed, fetcher, writer, clock.now_ms() * repair))
                 if not as_json:
                     said.show_verdict(feed.name, verdicts[-1], iso_time)
                 step(1)

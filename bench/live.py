@@ -155,7 +155,7 @@ def message_cost() -> Iterator[tuple[str, float]]:
     market, now_ms = Market.random_walk(["BTC/USDT"]), timeframe.floor(1_768_478_850_000) + 60_000
     opens = [timeframe.shift(timeframe.floor(now_ms), -number) for number in range(CANDLES, 0, -1)]
     ohlcv = [["108150.12"] * CANDLES] * 4 + [["129.34341"] * CANDLES]
-    feed = tet.Feed(tet.Pair("BTC", "USDT"), timeframe)
+    feed = tet.Feed(tet.Pair("BTC", "USDT"), timeframe, CANDLES)
     closed = tet.Series(timeframe).merge(make_candles(opens, map(tet.iso_time, opens), ohlcv), True, CANDLES)
     feed.series, feed.provenance = closed, Provenance.CONFIRMED
     frames = []
@@ -171,7 +171,7 @@ def message_cost() -> Iterator[tuple[str, float]]:
     steps = {
         "decode": lambda place: parse_kline(tet.decode_json(frames[place]), 0),
         "check": lambda place: parse_stream_row(messages[place], timeframe, last_ms),
-        "splice": lambda place: feed.streamed(candles[place], False, CANDLES, now_ms),
+        "splice": lambda place: feed.streamed(candles[place], False, now_ms),
     }
     for name, step in steps.items():
         began = time.process_time()

@@ -152,7 +152,7 @@ def stored(client: redis.Redis, key: str = "15m:BTC_USDT") -> dict[str, Any]:
 def expected_candles(
     exchange: SimulatedBinance, symbol: str, interval: str, first_ms: int
 ) -> dict[str, dict[str, str]]:
-    """What ``ohlcv_data`` must hold from an open time on, told by the exchange itself."""
+    """What ``ohlcv_data`` must hold from an open time on, by the exchange itself."""
     candles = {}
     while rows := exchange.klines(symbol, interval, start_ms=first_ms, limit=1000):
         for row in rows:
@@ -183,7 +183,7 @@ def run_program(*arguments: str, timeout: float = 60, **environment: str) -> sub
 def begin_program(
     arguments: Sequence[str], out: IO[str], err: IO[str], environment: dict[str, str]
 ) -> subprocess.Popen[bytes] | Forked:
-    """Start the program: forked from a warm process, unless the test is cold or Python is told how."""
+    """Start the program: forked from a warm process, unless the test is cold or Python is given options."""
     command = [str(PROGRAM), *arguments]
     given = clean_environment(**environment)
     if Forked.is_wanted and not any(re.match("PYTHON|LC_|LANG", name) for name in environment):

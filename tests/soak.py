@@ -105,7 +105,7 @@ def main() -> int:
             rig.__exit__()
     first, last = seen[1], seen[-1]  # after a tenth of the way every thread and connection is there
     grown = last[1] - first[1] > ALLOWED_GROWTH_MB or last[2] > first[2] + 2 or last[3] > first[3] + 5
-    verdict = "too short to tell" if cycles < CYCLES_TO_JUDGE else "yes" if grown else "no"
+    verdict = "too short to judge" if cycles < CYCLES_TO_JUDGE else "yes" if grown else "no"
     print(f"pairs that differ from the exchange: {wrong or 'none'}; grown: {verdict}")
     return 1 if wrong or verdict == "yes" else 0
 

@@ -44,10 +44,6 @@ class Settings(Protocol):
     """The settings that count here; they may change while the service runs."""
 
     @property
-    def data_days(self) -> int:
-        """How far a window goes back."""
-
-    @property
     def audit_hours(self) -> float:
         """In how long all is compared once; 0: never."""
 
@@ -74,8 +70,7 @@ class Drafts(NamedTuple):
 
     def image(self, draft: Draft, good_ms: int) -> Image:
         """How it is stored, with that last_update."""
-        wanted = draft.series.timeframe.candles_in_days(self.settings.data_days)
-        return make_image(draft.series, wanted, good_ms, self.settings.closed_only, self.mark())
+        return make_image(draft.series, draft.feed.wanted, good_ms, self.settings.closed_only, self.mark())
 
     def patch(self, draft: Draft, old: Image) -> tuple[Patch, Announcement] | None:
         """How to turn what Redis has into this; None where it is to be written whole."""

@@ -72,7 +72,7 @@ def parse_volumes(body: bytes) -> dict[str, float]:
 
 
 def _quote_volume(ticker: Mapping[str, Any]) -> float:
-    """In the quote asset; COIN-M tells the base volume and the mean price."""
+    """In the quote asset; COIN-M gives the base volume and the mean price."""
     if "quoteVolume" in ticker:
         return float(ticker["quoteVolume"])
     return float(ticker["baseVolume"]) * float(ticker["weightedAvgPrice"])

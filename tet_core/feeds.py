@@ -54,6 +54,7 @@ class Feed:
 
     pair: Pair
     timeframe: Timeframe
+    wanted: int  # N: how many candles its window has
     provenance: Provenance = Provenance.UNREAD
     series: Series | None = None  # up to date when fetched: what may be stored
     partial: Series | None = None  # what a backfill had when it broke off: the next one resumes there
@@ -108,7 +109,7 @@ class Feed:
 
     @property
     def expects_close(self) -> bool:
-        """Whether its stream is to tell when its candle closes: not while its market is closed."""
+        """Whether the close of its candle is to be streamed: not while its market is closed."""
         return not self.hours.closed_until_ms(self.next_close_ms - 1)
 
     def restored(self, stored: Stored | None) -> None:
@@ -122,7 +123,7 @@ class Feed:
                 self.fetched_ms = self.updated_ms = stored.written_ms
                 self.completeness = stored.completeness
 
-    def fetched(self, page: Page, began: Series | None, keep: int, now_ms: int) -> None:
+    def fetched(self, page: Page, began: Series | None, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
 
         ``began`` is the series when the fetch began. What was streamed since then stays: all that the
@@ -137,7 +138,7 @@ class Feed:
                 self.partial = None if moved_on else page.series
                 return
             series = (
-                absorb(self.series, page.answer.candles, page.answer.asked_ms, keep)
+                absorb(self.series, page.answer.candles, page.answer.asked_ms, self.wanted)
                 if moved_on and self.series
                 else page.series
             )
@@ -145,20 +146,20 @@ class Feed:
             by = "proof" if self.freshness.link is Link.LIVE else "poll" if began else "backfill"
             self.evidence.note_proof(by, now_ms, whole=began is None)
             if began and self.provenance is Provenance.RESTORED:  # what Redis has lacked since it was written
-                self.evidence.note(began, keep, self.updated_ms)
-            self.evidence.note(series, keep, now_ms)
+                self.evidence.note(began, self.wanted, self.updated_ms)
+            self.evidence.note(series, self.wanted, now_ms)
             self.provenance, self.partial, self.asked_ms = Provenance.CONFIRMED, None, page.answer.asked_ms
             self.lagging = is_lagging(series, page.answer.asked_ms)
             if page.answer.candles:
                 first_ms = next(iter(page.answer.candles))
                 self.closes.prove(self.timeframe, first_ms, page.answer.asked_ms)
 
-    def streamed(self, candles: Candles, is_closed: bool, keep: int, now_ms: int) -> bool:
+    def streamed(self, candles: Candles, is_closed: bool, now_ms: int) -> bool:
         """Its stream has sent a candle. Returns whether that counts: if not, REST has to be asked."""
         with self.lock:
             if not self.series or self.provenance is not Provenance.CONFIRMED:
                 return False
-            series = follow(self.series, candles, is_closed, keep)
+            series = follow(self.series, candles, is_closed, self.wanted)
             if series:
                 if series.closed_end_ms > self.series.closed_end_ms:
                     self.closes.note(series.closed_end_ms)
@@ -172,7 +173,7 @@ class Feed:
         oldest_ms = self.closes.first_ms - 1 if self.closes.waiting else self.asked_ms
         return min(self.asked_ms, self.timeframe.floor(oldest_ms))
 
-    def corrected(self, found: Iterable[Correction], keep: int, now_ms: int) -> None:
+    def corrected(self, found: Iterable[Correction], now_ms: int) -> None:
         """An audit has found what the exchange has otherwise: it is as the exchange has it now."""
         with self.lock:
             if not self.series:
@@ -180,7 +181,7 @@ class Feed:
             candles = dict(self.series.entries())
             candles |= {each.open_ms: each.sent for each in found}
             candles = {open_ms: entry for open_ms, entry in sorted(candles.items()) if entry}
-            series = Series(self.timeframe).merge(candles, self.series.newest_is_closed, keep)
+            series = Series(self.timeframe).merge(candles, self.series.newest_is_closed, self.wanted)
             self._advance(series, now_ms, by_stream=False)
 
     def disputed(self) -> None:

@@ -1,6 +1,6 @@
 """Who keeps a feed fresh, its stream or REST, and when and why REST is due: a state machine.
 
-It is told what has happened, and when; it knows no clock, no thread, no request. Nothing else decides when
+It hears what has happened, and when; it knows no clock, no thread, no request. Nothing else decides when
 REST is asked for a feed. Without LIVE a feed is polled for ever.
 
 =============  ===========================  ==========================  ==========================
@@ -22,7 +22,7 @@ silent                                                                  SILENT, 
 What always holds (tests/core/test_freshness_model.py):
 
 * While REST is not asked, something is due, and never later than the interval's end, or the proof, allows.
-* A feed is live only if REST was asked after the last time that something may have been missed, has told,
+* A feed is live only if REST was asked after the last time that something may have been missed, has answered,
   and its stream has spoken since.
 * What happens while REST is on its way is not forgotten when the answer comes: it may have left that out.
 """
@@ -79,12 +79,12 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What has come of asking REST: up to when it has told, whether a candle lags in that, what failed.
+    """What has come of asking REST: whether a candle lags in its answer, and what failed.
 
-    Redis may have failed although the fetch did not.
+    What happened before ``asked_ms`` is in the answer. Redis may have failed although the fetch did not.
     """
 
-    told_ms: int
+    asked_ms: int
     lags: bool = False
     failed: bool = False
     fetch_failed: bool = False
@@ -121,7 +121,7 @@ class Freshness:
         return self.due_ms < self.regular_ms
 
     def knows(self, event_ms: int, is_closed: bool) -> bool:
-        """Whether its stream has told that before: by the connection that this one replaces, say."""
+        """Whether that was streamed before: by the connection that this one replaces, say."""
         return event_ms < self._event_ms or (event_ms == self._event_ms and not is_closed)
 
     # What happens
@@ -153,8 +153,8 @@ class Freshness:
     def streamed(self, event_ms: int, interval_seconds: float, now_ms: int) -> None:
         """Its stream has sent what continues its candles."""
         self._event_ms, self._heard_ms = event_ms, now_ms
-        has_told_all = self._answered.told_ms > self._missed_ms and not self._answered.fetch_failed
-        if self.link is not Link.LIVE and has_told_all:
+        has_all = self._answered.asked_ms > self._missed_ms and not self._answered.fetch_failed
+        if self.link is not Link.LIVE and has_all:
             self.link = Link.LIVE
             self._plan(now_ms, interval_seconds)
             self.due = Due(self.regular_ms, self._regular_why)
@@ -181,7 +181,7 @@ class Freshness:
             self.due = Due(now_ms, Why.LOST)
 
     def has_missed_close(self, end_ms: int, patience_ms: int, now_ms: int) -> bool:
-        """Whether its stream should have told by now that the candle has closed which ended at ``end_ms``."""
+        """Whether the close of the candle that ended at ``end_ms`` should have been streamed by now."""
         return self.link is Link.LIVE and now_ms > end_ms + patience_ms
 
     def waited(self, quiet_ms: int, now_ms: int) -> None:

@@ -51,7 +51,7 @@ class Evidence:
     newest_by: str = ""
 
     def note(self, series: Series, keep: int, now_ms: int) -> None:
-        """The exchange, or Redis, has told this series; a gap that is still there is known since it was seen.
+        """The exchange, or Redis, has sent this series; a gap that is still there is known since it was seen.
 
         That of a window's beginning is the same though it moves.
         """

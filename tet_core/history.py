@@ -82,7 +82,7 @@ class History:
         return len(self.front.opens) + PACK * len(self.packs) + len(self.end.opens)
 
     def mark(self) -> int:
-        """What tells these candles from others, by all that they are."""
+        """A number that others do not have, by all that these candles are."""
         return hash((self.front.entries, tuple(pack.packed for pack in self.packs), self.end.entries))
 
     def open_at(self, index: int) -> int:

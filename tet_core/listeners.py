@@ -26,7 +26,7 @@ class Listener:
         """Redis has taken a feed's candles."""
 
     def closed(self, delay_seconds: float, by_stream: bool) -> None:
-        """A candle that closed a while ago is in Redis; a stream told of that, or REST."""
+        """A candle that closed a while ago is in Redis; it was streamed, or REST has brought it."""
 
     def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:
         """The exchange has closed candles otherwise than they were held."""
@@ -45,29 +45,29 @@ class Listeners(Listener):
         """From now on that one hears, too."""
         self._all = (*self._all, listener)
 
-    def _tell(self, tell: Callable[[Listener], None]) -> None:
+    def _each(self, call: Callable[[Listener], None]) -> None:
         for listener in self._all:
             try:
-                tell(listener)
+                call(listener)
             except Exception:
                 logging.getLogger(LOGGER).exception("internal error")
 
     def requested(self, seconds: float) -> None:
         """See `Listener`; so the others."""
-        self._tell(lambda each: each.requested(seconds))
+        self._each(lambda each: each.requested(seconds))
 
     def paused(self) -> None:  # noqa: D102
-        self._tell(lambda each: each.paused())
+        self._each(lambda each: each.paused())
 
     def written(self) -> None:  # noqa: D102
-        self._tell(lambda each: each.written())
+        self._each(lambda each: each.written())
 
     def closed(self, delay_seconds: float, by_stream: bool) -> None:  # noqa: D102
-        self._tell(lambda each: each.closed(delay_seconds, by_stream))
+        self._each(lambda each: each.closed(delay_seconds, by_stream))
 
     def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:  # noqa: D102
         if found:
-            self._tell(lambda each: each.corrected(feed, found))
+            self._each(lambda each: each.corrected(feed, found))
 
     def cycle_ended(self, updates: int, failed: int, seconds: float) -> None:  # noqa: D102
-        self._tell(lambda each: each.cycle_ended(updates, failed, seconds))
+        self._each(lambda each: each.cycle_ended(updates, failed, seconds))

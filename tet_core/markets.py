@@ -1,7 +1,7 @@
 """Binance's markets: where each is found, what its requests weigh, and what it has otherwise than spot.
 
 Sources: the exchange's REST documentation, and for the hosts its own connectors. A limit counts only until
-exchangeInfo tells the true one.
+exchangeInfo has the true one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_AT_ONCE_MS = 199 * DAY_MS  # from one open time to another, where the excha
 
 
 class Host(NamedTuple):
-    """Where a market is found: REST, streams, and who tells what a key may do; empty is nobody."""
+    """Where a market is found: REST, streams, and who says what a key may do; empty is nobody."""
 
     rest: str
     streams: str
@@ -179,7 +179,7 @@ def budget_of(market: str, base_url: str) -> str:
 
 
 def account_of(market: str, base_url: str) -> str:
-    """Who tells what a key may do: spot's own address for the others, too; empty is nobody.
+    """Who says what a key may do: spot's own address for the others, too; empty is nobody.
 
     An address that is none of Binance's is taken to lead to all that there is.
     """

@@ -176,8 +176,8 @@ def absorb(series: Series, candles: Candles, asked_ms: int, keep: int) -> Series
 def follow(series: Series, candles: Candles, is_closed: bool, keep: int) -> Series | None:
     """Lay a stream's candle over a series that it continues without a gap.
 
-    ``candles`` has one, ``is_closed`` says that the exchange has told it as final. Returns the series as it
-    was where the candle tells nothing new, and None where REST has to be asked: a gap, a predecessor that was
+    ``candles`` has one, ``is_closed`` says that the exchange has sent it as final. Returns the series as it
+    was where the candle is nothing new, and None where REST has to be asked: a gap, a predecessor that was
     not sent as final, an older candle, or a contradiction to what is final. Never backwards: the volume of
     a forming candle only grows.
     """

@@ -1,7 +1,7 @@
 """Trading sessions: when the markets are closed that stocks and metals of USD-M futures follow.
 
-The exchange tells a week at a time, from yesterday on. What it does not say counts as open: then a pair is
-asked for as any other.
+The exchange announces a week at a time, from yesterday on. What it does not say counts as open: a pair is
+asked for then as any other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Hours(NamedTuple):
         return end_ms <= self.closed_until_ms(first_ms)
 
     def joined(self, other: Hours) -> Hours:
-        """Both together: what was told before stays known."""
+        """Both together: what was announced before stays known."""
         return Hours(tuple(_merged(sorted({*self.closed, *other.closed}))))
 
 

@@ -106,7 +106,7 @@ class LiveFigures(StreamFigures):
 
 @dataclass(frozen=True)
 class Filling:
-    """So many of the feeds have candles; ``seconds_left`` is None while nobody can tell."""
+    """So many of the feeds have candles; ``seconds_left`` is None while nobody knows."""
 
     filled: int
     of: int

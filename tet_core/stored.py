@@ -100,7 +100,7 @@ ALLOCATED_ASIDE = 12  # bytes of a string's memory that are not its own
 PATCHED_CANDLES = 8  # at the end, that may have changed for a patch; the others are compared as one
 #: Where a value's mark stands in its fields: 48 blanks and tabs before the first of them, others in each
 #: value that is written whole. JSON skips them, so that the contract's fields stay as they are; nothing else
-#: would tell a reader a correction in the middle from a window that slides.
+#: would show a reader that a window has not slid, but was corrected in the middle.
 MARK_BITS = 48
 MARK = slice(len('",'), len('",') + MARK_BITS)
 MOST_PATCHED = 1 << 16  # bytes of candles that come at once: more are cheaper as an upload

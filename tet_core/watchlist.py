@@ -35,6 +35,10 @@ class Settings(Protocol):
         """All timeframes in which each pair is kept."""
 
     @property
+    def data_days(self) -> int:
+        """How far a window goes back."""
+
+    @property
     def takes_part(self) -> bool:
         """Whether other members keep pairs, too."""
 
@@ -69,7 +73,7 @@ class Watchlist:
         if pair and kept and (feed := self.feeds.get((pair, kept))):
             return feed
         if pair and kept in self._settings.timeframe and self._settings.takes_part:
-            return Feed(pair, kept)  # another member's: Redis has its candles
+            return self._made(pair, kept)  # another member's: Redis has its candles
         raise LookupError(f"{symbol} is not kept in {timeframe}")
 
     def __contains__(self, feed: Feed) -> bool:
@@ -92,11 +96,14 @@ class Watchlist:
             self._owns = owns
             self._arrange()
 
+    def _made(self, pair: Pair, timeframe: Timeframe) -> Feed:
+        return Feed(pair, timeframe, timeframe.candles_in_days(self._settings.data_days))
+
     def _arrange(self) -> None:
         names = {plain_symbol(pair.name): pair for pair in self.pairs}
         self._by_symbol = names | {plain_symbol(pair.symbol): pair for pair in self.pairs}
         self.feeds = {
-            (pair, timeframe): self.feeds.get((pair, timeframe)) or Feed(pair, timeframe)
+            (pair, timeframe): self.feeds.get((pair, timeframe)) or self._made(pair, timeframe)
             for timeframe in self._settings.timeframe
             for pair in self.pairs
             if self._owns(pair.name, timeframe.name)

@@ -37,7 +37,7 @@ What every run of the service needs of the system around it:
 * ``figures``: counts, delays, memory and costs, for the status.
 * ``remedies``, ``notices``: what helps against an error of Redis, and what is wrong though it answers.
 * ``outages``, ``losses``: which servers of Redis are away, and what it loses, by eviction or otherwise.
-* ``scripts``, ``writes``, ``pipelines``, ``claims``: what Redis runs, what it is told to write, alone and
+* ``scripts``, ``writes``, ``pipelines``, ``claims``: what Redis runs, what it is given to write, alone and
   many at once, and what keeps services that differ apart.
 * ``filling``: how far the first fill is.
 * ``output``: stdout and stderr, whatever has become of them.

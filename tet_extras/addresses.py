@@ -121,7 +121,7 @@ def shown_address(text: str) -> str:
     """The address, or several with commas between them, as it may be shown, however odd it looks.
 
     Only what is an address stays: scheme, host, port, the path of a socket, a path that is well known, and
-    what Redis may be told after a ``?``. All else may be a user, a password or a token, and is masked. By
+    what Redis may be given after a ``?``. All else may be a user, a password or a token, and is masked. By
     this way alone an address gets into a log, an error, the status or onto a screen.
     """
     if all(_PLAIN.fullmatch(part) for part in text.split(",")):
@@ -134,7 +134,7 @@ def _masked(url: str) -> str:
         return url
     scheme, rest = re.fullmatch(r"([A-Za-z][\w+.-]*://|//)?(.*)", url, re.S).groups("")  # type: ignore[union-attr]
     user, at, place = rest.rpartition("@")
-    if re.search("[/?#]", user):  # a password that was not encoded, or a path: nobody can tell
+    if re.search("[/?#]", user):  # a password that was not encoded, or a path: nobody knows
         return f"{scheme}***"
     host, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", place, re.S).groups("")  # type: ignore[union-attr]
     host = host if re.fullmatch(_HOST, host) else "***"

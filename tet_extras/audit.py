@@ -12,7 +12,6 @@ from tet_core.candles import Answer, Candles, newest_of
 from tet_core.errors import ExchangeError, Stopped, TetError, say
 from tet_core.feeds import Feed, Provenance
 from tet_core.listeners import Listener
-from tet_core.pairs import Pair
 from tet_core.proofs import FREE_WEIGHT_SHARE
 from tet_core.protocols import Clock, Gate
 from tet_core.series import MAX_LAG_MS, Correction, Series, differences
@@ -33,10 +32,6 @@ class Settings(Protocol):
     def audit_hours(self) -> float:
         """In which all windows are compared once; 0 is never."""
 
-    @property
-    def data_days(self) -> int:
-        """Days of candles that are kept."""
-
 
 class Fetcher(updates.Fetcher, Protocol):
     """Who asks the exchange for whole windows, too."""
@@ -48,9 +43,7 @@ class Fetcher(updates.Fetcher, Protocol):
     def page_end_ms(self, timeframe: Timeframe, first_ms: int) -> int:
         """The open time up to which one request may ask."""
 
-    def window(
-        self, pair: Pair, timeframe: Timeframe, first_ms: int, last_ms: int
-    ) -> Iterator[tuple[int, Answer]]:
+    def window(self, feed: Feed, first_ms: int, last_ms: int) -> Iterator[tuple[int, Answer]]:
         """The candles that open from one time to another, page by page, with each one's first open time."""
 
 
@@ -89,8 +82,7 @@ class Audit:
 
     def _step_ms(self, feeds: Sequence[Feed]) -> int:
         """The time from one page to the next, so that all are done in AUDIT_HOURS."""
-        candles = (feed.timeframe.candles_in_days(self.settings.data_days) for feed in feeds)
-        pages = sum(-(-each // self.fetcher.page_rows) for each in candles)
+        pages = sum(-(-feed.wanted // self.fetcher.page_rows) for feed in feeds)
         return round(self.settings.audit_hours * HOUR_MS / pages)
 
     def step(self, feeds: Sequence[Feed]) -> None:
@@ -102,9 +94,7 @@ class Audit:
         if not feed or self._next_ms > self._last_ms:
             return
         try:
-            first_ms, answer = next(
-                self.fetcher.window(feed.pair, feed.timeframe, self._next_ms, self._last_ms)
-            )
+            first_ms, answer = next(self.fetcher.window(feed, self._next_ms, self._last_ms))
         except ExchangeError as error:
             self._failures += 1
             if self._failures >= AUDIT_ATTEMPTS:
@@ -143,9 +133,8 @@ class Audit:
         found = differences(series, candles, first_ms, min(end_ms, answer.asked_ms - MAX_LAG_MS))
         found = [each for each in found if each.sent]  # the exchange takes no candle back
         if found:
-            keep = feed.timeframe.candles_in_days(self.settings.data_days)
             self.listener.corrected(feed, found)
-            feed.corrected(found, keep, self.clock.now_ms())
+            feed.corrected(found, self.clock.now_ms())
             self.writer.write(feed)
 
 
@@ -173,37 +162,37 @@ class Truth(NamedTuple):
         return differences(feed.series, self.candles, self.first_ms, self.end_ms) if feed.series else []
 
 
-def true_window(feed: Feed, series: Series, fetcher: Fetcher, keep: int) -> Truth:
-    """Fetch the closed candles of a window of ``keep`` candles. Raises what `Binance.klines` does."""
+def true_window(feed: Feed, series: Series, fetcher: Fetcher) -> Truth:
+    """Fetch the closed candles of a feed's window. Raises what `Binance.klines` does."""
     last_ms = feed.timeframe.shift(series.closed_end_ms, -1)
-    first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - keep))
+    first_ms = min(series.opens[0], feed.timeframe.shift(series.opens[-1], 1 - feed.wanted))
     candles: Candles = {}
     asked_ms = 0
-    for _, answer in fetcher.window(feed.pair, feed.timeframe, first_ms, last_ms):
+    for _, answer in fetcher.window(feed, first_ms, last_ms):
         candles |= answer.candles
         asked_ms = answer.asked_ms
     return Truth(candles, first_ms, asked_ms - MAX_LAG_MS)
 
 
-def verify_feed(feed: Feed, fetcher: Fetcher, writer: updates.Writer, keep: int, repair_ms: int) -> Verdict:
+def verify_feed(feed: Feed, fetcher: Fetcher, writer: updates.Writer, repair_ms: int) -> Verdict:
     """Compare a feed's value in Redis with the exchange; with a time to ``repair_ms``, write what that has.
 
-    ``keep`` is N. What fails ends with this feed, as the verdict's failure. Raises Stopped.
+    What fails ends with this feed, as the verdict's failure. Raises Stopped.
     """
     verdict, truth = Verdict(), None
     try:
-        writer.restore(feed, any_prices=True)  # the exchange tells whether they are its own
+        writer.restore(feed, any_prices=True)  # the exchange says whether they are its own
         if feed.series:
-            truth = true_window(feed, feed.series, fetcher, keep)
+            truth = true_window(feed, feed.series, fetcher)
             verdict = Verdict(len(truth.candles), truth.differences(feed))
         else:
             verdict = Verdict(problem="no sound value in Redis")
         for _ in range(REPAIRS if repair_ms and (verdict.found or verdict.problem) else 0):
             if feed.series and truth:
-                feed.corrected(truth.differences(feed), keep, repair_ms)
+                feed.corrected(truth.differences(feed), repair_ms)
             else:
-                for page in fetcher.pages(feed.pair, feed.timeframe, None, False, 0):
-                    feed.fetched(page, None, keep, repair_ms)
+                for page in fetcher.pages(feed, None, False):
+                    feed.fetched(page, None, repair_ms)
             writer.write(feed)
             writer.restore(feed, any_prices=True)  # what is there, whoever has written it
             if feed.series and not (truth and truth.differences(feed)):

@@ -1,4 +1,4 @@
-"""The bulletin: what Redis is told of the service itself, its pause and its status."""
+"""The bulletin: what Redis has of the service itself, its pause and its status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Store(Protocol):
 
 @dataclass(eq=False)
 class Bulletin(Listener):
-    """Keeps the pause and the status in Redis; a status that is gone tells that all else is, too.
+    """Keeps the pause and the status in Redis; a status that is gone shows that all else is, too.
 
     The one worker's that tells Redis, but for `paused`, which is any worker's that has met the pause, and
     `hurry`: what several change is set in one step.

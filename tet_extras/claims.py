@@ -52,7 +52,7 @@ def values_of(
 
 
 def writer_of(shares: str, timeframes: Sequence[str], symbols: Sequence[str]) -> dict[str, object]:
-    """Who writes: what tells this process from others, and the pairs it keeps where they are few.
+    """Who writes: an id that no other process has, and the pairs it keeps where they are few.
 
     ``shares`` says how it divides the pairs with others, if it does.
     """
@@ -100,7 +100,7 @@ class Claim:
 
     @property
     def id(self) -> str:
-        """What tells this writer from all others."""
+        """What no other writer is called."""
         return str(self._writer["id"])
 
     def keeps(self, timeframes: Sequence[str], symbols: Sequence[str]) -> None:
@@ -129,7 +129,7 @@ class Claim:
     def renew(self) -> None:
         """Renew it when it is time."""
         if self._is_taken and self._clock.monotonic() >= self._looked_seconds + RENEW_SECONDS:
-            with suppress(StoreError):  # who writes is told
+            with suppress(StoreError):  # who writes meets it, too
                 self._look()
 
     def check(self) -> None:

@@ -35,7 +35,7 @@ or from another terminal, in the same folder:
   curl "{candles}"
 
 It keeps running and keeps the candles fresh; Ctrl-C ends it."""
-#: What --status has to be told, too, where the demo was.
+#: What --status has to be given, too, where the demo was.
 STATUS_FLAGS = {
     "SYMBOLS": "--symbols",
     "TIMEFRAME": "--timeframe",
@@ -117,18 +117,18 @@ def as_typed(words: Sequence[str]) -> str:
 def text_after(config: Any, flags: Mapping[str, str]) -> str:
     """How to look at the data: commands that work when they are pasted.
 
-    ``config`` is the service's, ``flags`` what the demo was told, by name of the setting.
+    ``config`` is the service's, ``flags`` what the demo was given, by name of the setting.
     """
     url, redis = page_url(*config.http_addr), flags.get("REDIS_ADDR", EMBEDDED)
     if redis == EMBEDDED:
         redis = f"127.0.0.1:{urlsplit(config.redis_addr).port}"
-    told = [f"--redis={redis}"]
-    told += [f"{flag}={flags[name]}" for name, flag in STATUS_FLAGS.items() if name in flags]
+    given = [f"--redis={redis}"]
+    given += [f"{flag}={flags[name]}" for name, flag in STATUS_FLAGS.items() if name in flags]
     if find_config_file(None):  # else it would go by that
-        told.append(f"--config={os.devnull}")
+        given.append(f"--config={os.devnull}")
     symbol = next((name for name in config.symbols if "/" in name and not is_wildcard(name)), "BTC/USDT")
     return DEMO_AFTER.format(
         url=url,
-        status=as_typed([*own_command(), "--public", *told, "--status", "--watch"]),
+        status=as_typed([*own_command(), "--public", *given, "--status", "--watch"]),
         candles=f"{url}api/candles?symbol={quote(symbol)}&timeframe={config.timeframe[0].name}&limit=3",
     )

@@ -56,10 +56,6 @@ class Settings(Protocol):
         """Seconds."""
 
     @property
-    def data_days(self) -> int:
-        """Days of candles that are kept."""
-
-    @property
     def kept_fields(self) -> Fields:
         """The fields of them that are kept."""
 
@@ -146,7 +142,7 @@ class Writers:
 
 @dataclass(eq=False)
 class Live:
-    """Listens to the exchange's streams, and tells each feed's `Freshness` what they bring, or do not.
+    """Listens to the exchange's streams, and reports to each feed's `Freshness` what they bring, or do not.
 
     The main thread owns it; writers write feeds. It does nothing until it is started.
     """
@@ -226,8 +222,7 @@ class Live:
             if not (isinstance(error, OddReply) and error.rows[0].off_grid):
                 self._doubt(feed)  # else REST leaves such a row out, too
             return
-        keep = feed.timeframe.candles_in_days(self.settings.data_days)
-        if not feed.streamed(candles, message.closed, keep, now_ms):
+        if not feed.streamed(candles, message.closed, now_ms):
             self.messages.add("refused")
             self._doubt(feed)
             return
@@ -239,12 +234,12 @@ class Live:
             self._writers.pace(followed)
 
     def _doubt(self, feed: Feed) -> None:
-        """Let REST tell what its stream does not."""
+        """Let REST be asked for what its stream does not say."""
         now_ms = self.clock.now_ms()
         has_candles = feed.provenance is Provenance.CONFIRMED
         feed.freshness.doubted(has_candles, self.interval.seconds(now_ms), now_ms)
 
-    # What is not said
+    # What is not streamed
 
     def _look_after(self, streams: Streams, watchlist: Watchlist) -> None:
         if self.writer.evicting:
@@ -285,7 +280,7 @@ class Live:
             self._streams.keep(self._followed, self._market.canary_of(symbol))
 
     def _lose(self, streams: Sequence[str], reason: str, was_delivering: bool) -> None:
-        """A connection was lost: what it carried is polled, and REST is to tell what is missed."""
+        """A connection was lost: what it carried is polled, and REST is asked for what is missed."""
         self._connected = False
         if was_delivering:
             say(logging.WARNING, "stream connection lost, reconnecting", streams=len(streams), reason=reason)

@@ -103,7 +103,7 @@ class Losses:
         return True
 
     def _explain(self) -> None:
-        """Say why things are lost, as far as the server tells."""
+        """Say why things are lost, as far as the server says."""
         info = self._info()
         if info is None:
             cause = "Redis loses what was stored, and this user may not ask why (+info): does it evict?"

@@ -1,7 +1,7 @@
 """Members: several instances that share the pairs, and the rate of their address.
 
 Each member renews a key of its own every 2 s; Redis lets it expire after 10 s, so that nobody's clock
-matters. Whoever renews is told who else is there, and computes alone who owns which pair (`owner_of`) and
+matters. Whoever renews learns who else is there, and computes alone who owns which pair (`owner_of`) and
 its part of the rate. They agree as soon as all have looked: within 2 s of a change, and a tick.
 
 A member may send requests for as long as its lease lasts, 8 s from a renewal: it is over before the

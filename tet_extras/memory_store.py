@@ -26,7 +26,7 @@ POLL_SECONDS = 0.02  # until a subscriber is sent what was published
 
 
 def note() -> str | None:
-    """What the status tells of where the data is kept: nothing but where that is this process."""
+    """What the status says of where the data is kept: nothing but where that is this process."""
     return NOTE if _running else None
 
 
@@ -70,7 +70,7 @@ class Conversation:
 
         try:
             return self.current_client.read_response()
-        except RedisError as error:  # the reply is an error: the client is told
+        except RedisError as error:  # the reply is an error: the client's to read
             return error
 
 

@@ -124,7 +124,7 @@ def merged(statuses: Mapping[str, Snapshot], entries: Mapping[str, Mapping[str, 
 
 
 def _member(member: str, status: Snapshot, entry: Mapping[str, str]) -> Member:
-    """What is told of each member."""
+    """What is shown of each member."""
     return Member(
         id=member,
         group=entry.get("group", ""),

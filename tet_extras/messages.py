@@ -1,4 +1,4 @@
-"""Messages of the exchange's streams: what one tells of a candle, unchecked, and how late it comes."""
+"""Messages of the exchange's streams: what one says of a candle, unchecked, and how late it comes."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ IN_PLACE = frozenset(
 WATCH_SECONDS = 2.0  # between two looks at the file, which has to be the same in both: it may be half written
 GONE = (0, 0, 0)
 
-#: What tells that a file has changed: when it was written, its size, and which file it is.
+#: What shows that a file has changed: when it was written, its size, and which file it is.
 Stamp = tuple[int, int, int]
 
 
@@ -55,7 +55,7 @@ def in_force(config: C) -> C:
 
 
 def stamp_of(file: Path | None) -> Stamp:
-    """The file as it is now; `GONE` where there is none, or nobody can tell."""
+    """The file as it is now; `GONE` where there is none, or nobody can see."""
     try:
         found = file.stat() if file else None
     except OSError:

@@ -161,5 +161,5 @@ def sha_of(script: str) -> str:
 
 
 def sha1_of(text: bytes) -> str:
-    """A digest as Redis works it out, of what nobody forges: it tells values apart."""
+    """A digest as Redis works it out, of what nobody forges: other values have others."""
     return hashlib.sha1(text, usedforsecurity=False).hexdigest()

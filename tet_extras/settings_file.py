@@ -53,7 +53,7 @@ class UnreadableFileError(Exception):
 def find_config_file(given: str | None) -> Path | None:
     """The config file to read: the one given, else the first default one that exists, else none.
 
-    Where nobody can tell whether one exists it counts as if it did: what it would say is not missing.
+    Where nobody can see whether one exists it counts as if it did: what it would say is not missing.
     """
     if given:
         return Path(os.path.expanduser(given))  # noqa: PTH111 (which raises no error where there is no home)

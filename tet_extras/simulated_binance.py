@@ -267,7 +267,7 @@ def _noise() -> tuple[float, ...]:
 
 
 class _Character(NamedTuple):
-    """What tells one invented symbol from another."""
+    """What makes one invented symbol another than the next."""
 
     shifts: tuple[int, ...]  # where in the noise each octave begins
     price: float
@@ -612,7 +612,7 @@ class Market:
         return found
 
     def row(self, symbol: str, interval_name: str, index: int, now_ms: int) -> str | None:
-        """One kline as a stream tells it; None where nothing is traded."""
+        """One kline as a stream sends it; None where nothing is traded."""
         listing, interval = self.symbols.get(symbol), INTERVALS[interval_name]
         open_ms = interval.open_ms(index)
         if listing is None or listing.status != "TRADING" or not self.source.serves(interval):
@@ -634,7 +634,7 @@ class Market:
     def correct(self, symbol: str, interval_name: str, open_ms: int, close: str) -> None:
         """From now on this candle has another close, as if the exchange had corrected it.
 
-        What streams have told stays told. High and low follow where the close lies beyond them.
+        What was streamed stays so. High and low follow where the close lies beyond them.
         """
         interval = INTERVALS[interval_name]
         index = interval.index_at(open_ms)
@@ -1308,12 +1308,12 @@ class SimulatedBinance:
         ]
         return tickers[0] if "symbol" in ask.params else tickers
 
-    def _each(self, ask: _Ask, tell: Callable[[str, str], dict[str, str]]) -> Any:
+    def _each(self, ask: _Ask, facts: Callable[[str, str], dict[str, str]]) -> Any:
         """Something of each symbol that is asked for, by its price."""
         found = []
         for symbol in self._symbols_asked(ask):
             if price := self.market.price(symbol, ask.now_ms):
-                found.append({"symbol": symbol, **tell(symbol, price)})
+                found.append({"symbol": symbol, **facts(symbol, price)})
         return found[0] if "symbol" in ask.params else found
 
     def _price(self, ask: _Ask) -> str | None:

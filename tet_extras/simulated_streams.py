@@ -1,7 +1,7 @@
 """The simulated exchange's kline streams: Binance's WebSocket interface, spot and USD-M futures.
 
 It answers on the port of ``simulated_binance`` and takes its candles from the same market: a candle
-told as closed here equals the one in a klines reply. The WebSocket protocol (RFC 6455) is written out
+streamed as closed equals the one in a klines reply. The WebSocket protocol (RFC 6455) is written out
 below with the standard library alone, so that a client's own library is tried against another.
 
     with SimulatedBinance() as exchange:
@@ -50,8 +50,8 @@ CLOSING_SECONDS = 2.0  # how long a client may take to answer a close frame
 FAILING_SECONDS = 0.2  # the same, after frames that could not be read
 WATCH_SECONDS = 0.05  # between two looks at pings and lifetimes
 SEND_BUFFER_BYTES = 262_144  # the system's, for each connection
-EVENTS_AT_ONCE = 256  # told before what is queued goes out
-MOST_CLOSES_TOLD = 50  # of a stream, after a jump of the time
+EVENTS_AT_ONCE = 256  # made before what is queued goes out
+MOST_CLOSES_STREAMED = 50  # of a stream, after a jump of the time
 CLOSES_KEPT = 50  # of a stream, to be looked at
 ATTEMPTS_MS = 300_000
 LONGEST_TARGET = 8_000  # characters of path and query
@@ -234,8 +234,8 @@ def wrapped(name: str, payload: str) -> str:
     return f'{{"stream":"{name}","data":{payload}}}'
 
 
-class Told(NamedTuple):
-    """A close that was told to a stream's listeners."""
+class StreamedClose(NamedTuple):
+    """A close that was sent to a stream's listeners."""
 
     open_ms: int  # names the candle
     event_ms: int  # exchange time, as in the event's E
@@ -260,14 +260,14 @@ class _Feed:
         self.planned_ms: float = 0  # when the publisher looks at it next
         self._settings = settings
         self._hash = zlib.crc32(name.encode())
-        self.closing = 0  # number of the candle whose close is told next
+        self.closing = 0  # number of the candle whose close is streamed next
         self.close_due_ms: float = math.inf
         self.forming_due_ms: float = 0
         self.schedule(now_ms)
 
     @property
     def due_ms(self) -> float:
-        """When something is to be told."""
+        """When something is to be streamed."""
         return min(self.close_due_ms, self.forming_due_ms)
 
     def schedule(self, now_ms: int) -> None:
@@ -277,7 +277,7 @@ class _Feed:
         self.put_off_forming(now_ms)
 
     def begin_candle(self, index: int) -> None:
-        """Make this the candle whose close is told next."""
+        """Make this the candle whose close is streamed next."""
         if self.grid:
             self.closing = index
             self.close_due_ms = self.grid.open_ms(index + 1) + self._close_delay_ms()
@@ -327,9 +327,9 @@ class StreamFaults:
     ``unserved``        a SUBSCRIBE to a name is acknowledged, and that is all            streams
     ``ignored``         a SUBSCRIBE with a name gets no answer, and does nothing          messages
     ``rejected``        a SUBSCRIBE with a name is answered with an error                 messages
-    ``no_close``        a close is not told                                               closes
-    ``wrong_close``     a close is told with another price than REST has                  closes
-    ``late_close``      a close is told `late_seconds` late; forming events go on         closes
+    ``no_close``        a close is not sent                                               closes
+    ``wrong_close``     a close is sent with another price than REST has                  closes
+    ``late_close``      a close is sent `late_seconds` late; forming events go on         closes
     ``doubled``         an event comes twice                                              events
     ``reordered``       an event comes after the next one of its stream                   events
     ``garbage``         a frame that is no JSON in place of an event                      events
@@ -673,7 +673,7 @@ class _Publisher:
         grid, due_ms = feed.grid, feed.close_due_ms
         if grid is None:
             return
-        index = max(feed.closing, grid.index_at(now_ms) - MOST_CLOSES_TOLD)
+        index = max(feed.closing, grid.index_at(now_ms) - MOST_CLOSES_STREAMED)
         feed.begin_candle(index + 1)
         faults = self._settings.faults
         kind = faults.pick(OF_CLOSES, feed.name) if faults.are_possible else ""
@@ -690,10 +690,10 @@ class _Publisher:
         if row:
             payload = kline_event(feed.symbol, feed.interval, row, now_ms, closed=True)
             payload = wrong(payload) if is_wrong else payload
-            self._delivery.close(feed, payload, Told(open_ms, now_ms, time.monotonic()))
+            self._delivery.close(feed, payload, StreamedClose(open_ms, now_ms, time.monotonic()))
 
     def _plan_cuts(self, feed: _Feed, border_ms: int) -> None:
-        """Decide for those who listen whether they are cut off when half of this border's closes are told."""
+        """Decide for those who listen whether they are cut off when half of this border's closes are sent."""
         faults, settings = self._settings.faults, self._settings
         for connection in feed.listeners:
             is_first = connection.border_ms != border_ms
@@ -732,14 +732,14 @@ class _Delivery:
         self.touched: set[StreamConnection] = set()  # those with something queued
         self.doomed: list[StreamConnection] = []  # to be ended with RST
         self.sent: Counter[str] = Counter()  # events by name
-        self.closes: dict[str, deque[Told]] = {}
+        self.closes: dict[str, deque[StreamedClose]] = {}
         self._faults = settings.faults
         self._settings = settings
         self._late: set[StreamConnection] = set()  # those that lag
 
-    def close(self, feed: _Feed, payload: str, told: Told) -> None:
-        """Tell a close."""
-        self.closes.setdefault(feed.name, deque(maxlen=CLOSES_KEPT)).append(told)
+    def close(self, feed: _Feed, payload: str, close: StreamedClose) -> None:
+        """Send a close."""
+        self.closes.setdefault(feed.name, deque(maxlen=CLOSES_KEPT)).append(close)
         self.event(feed, payload)
 
     def event(self, feed: _Feed, payload: str) -> None:
@@ -1162,11 +1162,11 @@ class Streams:
         return sum(connection.messages_sent for connection in self.connections)
 
     def events_sent(self, name: str) -> int:
-        """How many events of a stream were told so far, however many listened."""
+        """How many events of a stream were sent so far, however many listened."""
         return self._delivery.sent[name]
 
-    def closes(self, name: str) -> list[Told]:
-        """The latest closes of a stream that were told."""
+    def closes(self, name: str) -> list[StreamedClose]:
+        """The latest closes of a stream that were sent."""
         return list(self._delivery.closes.get(name, ()))
 
     def cut(self) -> None:

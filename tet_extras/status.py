@@ -119,7 +119,7 @@ def filling_of(feeds: Collection[Feed], cycles: int, now_ms: int) -> Filling | N
     return progress_of(len(feeds), waiting, asked_ms, now_ms)
 
 
-MOST_TOLD, MOST_GAPS = 200, 50  # feeds of which gaps and proofs are told, and gaps of each, the newest
+MOST_FEEDS, MOST_GAPS = 200, 50  # of which gaps and proofs are shown, and gaps of each, the newest
 
 
 def evidence_of(feeds: Sequence[Feed], now_ms: int) -> EvidenceFigures:
@@ -127,7 +127,7 @@ def evidence_of(feeds: Sequence[Feed], now_ms: int) -> EvidenceFigures:
     with_gaps = {feed.name: feed for feed in feeds if feed.evidence.known_ms}
     gaps = {
         name: feed.evidence.gaps(series, feed.hours)[-MOST_GAPS:]
-        for name, feed in list(with_gaps.items())[:MOST_TOLD]
+        for name, feed in list(with_gaps.items())[:MOST_FEEDS]
         if (series := feed.series)
     }
     oldest = [feed.evidence.window_ms for feed in feeds]
@@ -136,7 +136,7 @@ def evidence_of(feeds: Sequence[Feed], now_ms: int) -> EvidenceFigures:
         closed_until={name: iso_time(until_ms) for name, until_ms in closed.items() if until_ms},
         gaps=gaps,
         gaps_total=sum(len(feed.evidence.known_ms) for feed in feeds),
-        proven={feed.name: feed.evidence.proven() for feed in feeds[:MOST_TOLD]},
+        proven={feed.name: feed.evidence.proven() for feed in feeds[:MOST_FEEDS]},
         oldest_window_proof=iso_or_none(min(oldest, default=0)),
     )
 
@@ -155,7 +155,7 @@ def freshness_of(feeds: Sequence[Feed], now_ms: int) -> DataFigures:
 
 @dataclass(eq=False)
 class Status:
-    """How the service is, as others are told: the status object, the log, /health. Any thread may ask.
+    """How the service is, as others see it: the status object, the log, /health. Any thread may ask.
 
     ``streams`` gives their figures, with LIVE. The exchange may be ``simulated``, as in the demo.
     """

@@ -69,7 +69,7 @@ class Context(NamedTuple):
 class Connection:
     """One connection, from its handshake to its end, on a thread of its own.
 
-    Its thread sets the fields that tell how it goes; the main thread reads them and may call `end`, `shut`
+    Its thread sets the fields that say how it goes; the main thread reads them and may call `end`, `shut`
     and `change`. Each field is replaced in one step.
     """
 

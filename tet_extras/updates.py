@@ -13,12 +13,10 @@ from tet_core.feeds import Feed, Page, Provenance
 from tet_core.freshness import Asked, Link
 from tet_core.intervals import Interval
 from tet_core.listeners import Listener
-from tet_core.pairs import Pair
 from tet_core.proofs import FREE_WEIGHT_SHARE, Proof, Proofs
 from tet_core.protocols import Clock, Gate
 from tet_core.series import Series, corrections
-from tet_core.sessions import ALWAYS_OPEN, Hours
-from tet_core.times import NEVER_MS, SECOND_MS, Timeframe
+from tet_core.times import NEVER_MS, SECOND_MS
 from tet_core.watchlist import Watchlist
 
 from .figures import Tally
@@ -32,7 +30,7 @@ class Settings(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether streams tell, too."""
+        """Whether streams are listened to, too."""
 
     @property
     def proof_weight_share(self) -> float:
@@ -46,25 +44,12 @@ class Settings(Protocol):
     def incremental_candles(self) -> int:
         """How many stored candles are fetched again."""
 
-    @property
-    def data_days(self) -> int:
-        """Days of candles that are kept."""
-
 
 class Fetcher(Protocol):
     """Who asks the exchange for candles. Methods raise ExchangeError and Stopped."""
 
-    def pages(
-        self,
-        pair: Pair,
-        timeframe: Timeframe,
-        held: Series | None,
-        confirmed: bool,
-        exhausted_ms: int,
-        proven_ms: int = 0,
-        hours: Hours = ALWAYS_OPEN,
-    ) -> Iterator[Page]:
-        """What is new of a series, page by page."""
+    def pages(self, feed: Feed, held: Series | None, confirmed: bool, proven_ms: int = 0) -> Iterator[Page]:
+        """What is new of a feed since a series, page by page."""
 
 
 class Writer(Protocol):
@@ -82,7 +67,7 @@ class Updates:
     """The feeds that are due, on their way: each waits for a worker, and is planned again when it is done.
 
     So no feed waits for another one's backfill. The main thread owns it; `update` is what workers do.
-    ``klines_weight`` tells what a request for so many candles costs.
+    ``klines_weight`` says what a request for so many candles costs.
     """
 
     settings: Settings
@@ -186,21 +171,17 @@ class Updates:
     def _fetch(self, feed: Feed) -> bool:
         """Fetch what is new, page by page; returns whether it is up to date, or gives way to others."""
         began, confirmed = feed.series, feed.provenance is Provenance.CONFIRMED
-        keep = feed.timeframe.candles_in_days(self.settings.data_days)
         held = feed.partial or began
-        is_told = feed.freshness.link is Link.LIVE or feed.closes.waiting
-        proven_ms = feed.unproven_ms if is_told else 0
-        pages = self.fetcher.pages(
-            feed.pair, feed.timeframe, held, confirmed, feed.exhausted_ms, proven_ms, feed.hours
-        )
+        is_streamed = feed.freshness.link is Link.LIVE or feed.closes.waiting
+        proven_ms = feed.unproven_ms if is_streamed else 0
         sent: Candles = {}  # by all pages, where a stream may move the series on meanwhile
-        for page in pages:
+        for page in self.fetcher.pages(feed, held, confirmed, proven_ms):
             self.candles.add("received", len(page.answer.candles))
             if confirmed and began:
                 self.listener.corrected(feed, corrections(began, page.answer))
                 sent |= page.answer.candles
                 page = page._replace(answer=page.answer._replace(candles=sent))
-            feed.fetched(page, began, keep, self.clock.now_ms())
+            feed.fetched(page, began, self.clock.now_ms())
             if not page.up_to_date and feed.partial and self.work.is_to_give_way():
                 return False
         return True

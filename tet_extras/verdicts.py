@@ -55,15 +55,15 @@ def show_skipped(invalid: Mapping[str, str], left_out: Sequence[str], max_symbol
         click.echo(f"skipped, beyond MAX_SYMBOLS {max_symbols}: {', '.join(left_out)}")
 
 
-def telling_of_waits(gate: Gate, look: Callable[[], None]) -> Callable[[], None]:
+def with_waits_shown(gate: Gate, look: Callable[[], None]) -> Callable[[], None]:
     """What to call each second in place of ``look``: it says, too, how long a pause is waited out."""
-    told_ms = 0
+    shown_ms = 0
 
     def tick() -> None:
-        nonlocal told_ms
+        nonlocal shown_ms
         look()
-        if (left_seconds := gate.pause_left_seconds()) and gate.paused_until_ms != told_ms:
-            told_ms = gate.paused_until_ms
+        if (left_seconds := gate.pause_left_seconds()) and gate.paused_until_ms != shown_ms:
+            shown_ms = gate.paused_until_ms
             click.echo(f"waiting for {ago(left_seconds)}: {gate.pause_reason}", err=True)
 
     return tick

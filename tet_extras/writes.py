@@ -1,4 +1,4 @@
-"""How a pair's value is written: what the scripts are told, and when they are run."""
+"""How a pair's value is written: what the scripts are given, and when they are run."""
 
 from __future__ import annotations
 

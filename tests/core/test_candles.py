@@ -524,13 +524,13 @@ def test_what_looks_at_all_candles_takes_linear_time(what):
     def seconds(count):
         candles = candles_from(range(count))
         series = Series(TF).merge(candles, True, count)
-        feed = Feed(Pair("BTC", "USDT"), TF, series=series)
+        feed = Feed(Pair("BTC", "USDT"), TF, count, series=series)
         answer = Answer(candles, newest_of(candles) + 2 * STEP)
         acts = {
             "differences": lambda: differences(series, candles, 0, answer.asked_ms),
             "merge": lambda: series.merge(dict(candles), True, count),
             "corrections": lambda: corrections(series, answer),
-            "corrected": lambda: feed.corrected([], count, answer.asked_ms),
+            "corrected": lambda: feed.corrected([], answer.asked_ms),
         }
         return seconds_of(acts[what])
 

@@ -39,12 +39,12 @@ def page_of(volume="1", up_to_date=True, exhausted_ms=0, asked_ms=0):
 
 def fetch(feed, page, began=None):
     """Let a feed have fetched a page, by a fetch that began with what it had, or with that series."""
-    feed.fetched(page, began or feed.series, 100, NOON_MS)
+    feed.fetched(page, began or feed.series, NOON_MS)
 
 
 def new_feed(pair=("BTC", "USDT"), **given):
     """A feed as the watchlist makes it."""
-    return Feed(Pair(*pair), TF, **given)
+    return Feed(Pair(*pair), TF, 100, **given)
 
 
 def image_of(volume="1"):
@@ -158,8 +158,8 @@ def volumes_of(series):
 def test_what_a_stream_told_during_a_fetch_stays(feed):
     """The page is laid over it: what it has of older candles counts, what it has of newer ones is older."""
     began = feed.series
-    assert feed.streamed(candle_of(2, "5"), True, 100, NOON_MS + 5)
-    assert feed.streamed(candle_of(3, "7"), False, 100, NOON_MS + 9)
+    assert feed.streamed(candle_of(2, "5"), True, NOON_MS + 5)
+    assert feed.streamed(candle_of(3, "7"), False, NOON_MS + 9)
     fetch(feed, page_of("3"), began)
     assert volumes_of(feed.series) == [3, 3, 5, 7]
     assert (feed.fetched_ms, feed.by_stream) == (NOON_MS + 9, True)
@@ -168,13 +168,13 @@ def test_what_a_stream_told_during_a_fetch_stays(feed):
 def test_a_stream_counts_only_when_the_exchange_has_confirmed_what_is_held():
     """Candles read back from Redis may be another market's."""
     feed = new_feed()
-    assert not feed.streamed(candle_of(2, "5"), False, 100, NOON_MS)
+    assert not feed.streamed(candle_of(2, "5"), False, NOON_MS)
     feed.restored(stored_at(1_000))
-    assert not feed.streamed(candle_of(2, "5"), False, 100, NOON_MS)
+    assert not feed.streamed(candle_of(2, "5"), False, NOON_MS)
     fetch(feed, page_of())
-    assert feed.streamed(candle_of(2, "5"), False, 100, NOON_MS)
+    assert feed.streamed(candle_of(2, "5"), False, NOON_MS)
     assert feed.next_close_ms == START + 3 * STEP
-    assert feed.streamed(candle_of(2, "5"), True, 100, NOON_MS)
+    assert feed.streamed(candle_of(2, "5"), True, NOON_MS)
     assert feed.next_close_ms == START + 4 * STEP
 
 
@@ -185,7 +185,7 @@ def confirmed_feed(*volumes):
     for number, volume in enumerate(volumes):
         candles |= candle_of(number, volume)
     series = Series(TF).merge(candles, False, 100)
-    feed.fetched(Page(Answer(candles, NOON_MS), series, 0, True), None, 100, NOON_MS)
+    feed.fetched(Page(Answer(candles, NOON_MS), series, 0, True), None, NOON_MS)
     return feed
 
 
@@ -201,22 +201,22 @@ def test_what_several_pages_bring_beside_a_stream_has_no_hole():
     began = feed.series
     first = candle_of(1, "5") | candle_of(2, "5") | candle_of(3, "5")
     page = page_over(began, first, up_to_date=False)
-    feed.fetched(page, began, 100, NOON_MS)
-    assert feed.streamed(candle_of(1, "5"), True, 100, NOON_MS)
+    feed.fetched(page, began, NOON_MS)
+    assert feed.streamed(candle_of(1, "5"), True, NOON_MS)
     second = candle_of(4, "5") | candle_of(5, "1")
     page = page_over(page.series, second, up_to_date=True)
-    feed.fetched(page._replace(answer=Answer(first | second, START)), began, 100, NOON_MS)
+    feed.fetched(page._replace(answer=Answer(first | second, START)), began, NOON_MS)
     assert volumes_of(feed.series) == [9, 5, 5, 5, 5, 1]
 
 
 def test_what_a_fetch_left_half_done_does_not_undo_what_a_stream_told():
-    """Its second page failed; the next fetch begins with what the stream has told since."""
+    """Its second page failed; the next fetch begins with what was streamed since."""
     feed = confirmed_feed("9", "2")
     page = page_over(feed.series, candle_of(1, "5") | candle_of(2, "5"), up_to_date=False)
-    feed.fetched(page, feed.series, 100, NOON_MS)
+    feed.fetched(page, feed.series, NOON_MS)
     assert feed.partial
-    assert feed.streamed(candle_of(1, "5"), True, 100, NOON_MS)
-    assert feed.streamed(candle_of(2, "5"), True, 100, NOON_MS)
+    assert feed.streamed(candle_of(1, "5"), True, NOON_MS)
+    assert feed.streamed(candle_of(2, "5"), True, NOON_MS)
     assert feed.partial is None
 
 
@@ -225,7 +225,7 @@ def test_a_fetch_does_not_bring_back_what_was_disputed():
     feed = confirmed_feed("9", "2")
     began = feed.series
     feed.disputed()
-    feed.fetched(page_over(began, candle_of(1, "3"), up_to_date=True), began, 100, NOON_MS)
+    feed.fetched(page_over(began, candle_of(1, "3"), up_to_date=True), began, NOON_MS)
     assert (feed.series, feed.provenance) == (None, Provenance.NOTHING)
 
 
@@ -274,6 +274,7 @@ class Wanted:
     has_wildcards: bool = False
     max_symbols: int = 1000
     takes_part: bool = False
+    data_days: int = 2
 
 
 def listings(*names, status="TRADING"):
@@ -291,6 +292,7 @@ def test_a_feed_that_stays_keeps_its_candles():
     watchlist = Watchlist(Wanted())
     watchlist.update(*of_two(listings("BTC", "ETH")))
     btc = next(iter(watchlist))
+    assert btc.wanted == TF.candles_in_days(Wanted.data_days) == 192
     watchlist.update(*of_two(listings("BTC") | listings("ETH", status="BREAK")))
     assert list(watchlist) == [btc]
     assert watchlist.invalid == {"ETH/USDT": "not trading: trading is suspended (BREAK)"}

@@ -17,7 +17,7 @@ PROOF_MS = round(11 * INTERVAL_SECONDS * SECOND_MS)  # in every tenth interval, 
 PATIENCE_MS, QUIET_MS = 4_000, 270_000
 
 
-class Told:
+class Happening:
     """A freshness, and what happens to it at times of its own."""
 
     def __init__(self):
@@ -26,19 +26,19 @@ class Told:
 
     def ask(self, lags=False, failed=False, fetch_failed=False, seconds=0.2):
         """REST is asked, and answers after so long; returns when and why it is due again, in seconds."""
-        told_ms = self.now_ms
-        asked = self.freshness.asked(told_ms)
+        asked_ms = self.now_ms
+        asked = self.freshness.asked(asked_ms)
         self.now_ms += round(seconds * SECOND_MS)
-        answer = Answered(told_ms, lags, failed or fetch_failed, fetch_failed)
+        answer = Answered(asked_ms, lags, failed or fetch_failed, fetch_failed)
         due = self.freshness.answered(answer, INTERVAL_SECONDS, self.now_ms)
         return asked, (due.at_ms - self.now_ms) / SECOND_MS, due.why
 
     def stream(self):
-        """Its stream tells what fits."""
+        """Its stream sends what fits."""
         self.freshness.streamed(self.now_ms, INTERVAL_SECONDS, self.now_ms)
 
     def doubt(self):
-        """Its stream tells what does not."""
+        """Its stream sends what does not."""
         self.freshness.doubted(True, INTERVAL_SECONDS, self.now_ms)
 
     @property
@@ -49,60 +49,60 @@ class Told:
 
 
 @pytest.fixture
-def told():
+def feed():
     """One that is new."""
-    return Told()
+    return Happening()
 
 
 @pytest.fixture
-def live(told):
+def live(feed):
     """One that is live."""
-    told.ask()
-    told.stream()
-    assert told.freshness.link is Link.LIVE
-    return told
+    feed.ask()
+    feed.stream()
+    assert feed.freshness.link is Link.LIVE
+    return feed
 
 
-def test_a_new_feed_is_due_at_once_and_before_others(told):
+def test_a_new_feed_is_due_at_once_and_before_others(feed):
     """Then in the interval, or a second after the close."""
-    assert told.freshness.due == (0, Why.NEW)
-    asked, seconds, why = told.ask()
+    assert feed.freshness.due == (0, Why.NEW)
+    asked, seconds, why = feed.ask()
     assert (asked.is_urgent, asked.is_regular) == (True, True)
     assert (round(seconds, 1), why) == (179.8, Why.INTERVAL)
-    told.now_ms = TF.close_of(TF.floor(NOON_MS)) - 20_000
-    assert told.ask()[1:] == (pytest.approx(20.8), Why.INTERVAL)
+    feed.now_ms = TF.close_of(TF.floor(NOON_MS)) - 20_000
+    assert feed.ask()[1:] == (pytest.approx(20.8), Why.INTERVAL)
 
 
-def test_a_lagging_candle_is_asked_for_again_soon_and_not_for_ever(told):
+def test_a_lagging_candle_is_asked_for_again_soon_and_not_for_ever(feed):
     """After 1, 1, 2, 3 and 4 s; then in the next interval. Nobody else has to wait for that."""
     waits = []
     for _ in range(6):
-        asked, seconds, why = told.ask(lags=True)
+        asked, seconds, why = feed.ask(lags=True)
         waits.append((seconds, why))
-        told.now_ms += round(seconds * SECOND_MS)
+        feed.now_ms += round(seconds * SECOND_MS)
     assert waits[:5] == [(seconds, Why.LAGGING) for seconds in REASK_SECONDS]
     assert waits[5][0] > 150
     assert waits[5][1] is Why.INTERVAL
     assert (asked.is_urgent, asked.is_regular) == (False, False)
 
 
-def test_a_failed_feed_is_not_asked_again_early(told):
+def test_a_failed_feed_is_not_asked_again_early(feed):
     """It waits for the interval, which keeps the exchange's trouble small."""
-    assert told.ask(lags=True, failed=True)[2] is Why.INTERVAL
+    assert feed.ask(lags=True, failed=True)[2] is Why.INTERVAL
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_it_is_live_when_its_stream_speaks_and_rest_has_told(told, failed):
+def test_it_is_live_when_its_stream_speaks_and_rest_has_answered(feed, failed):
     """Then REST is for proof alone; not so while the exchange fails."""
-    told.stream()
-    assert told.freshness.link is Link.POLLED, "REST has told nothing yet"
-    told.ask(fetch_failed=failed)
-    told.stream()
-    assert told.freshness.link is (Link.POLLED if failed else Link.LIVE)
-    assert told.due[1] is (Why.INTERVAL if failed else Why.PROOF)
+    feed.stream()
+    assert feed.freshness.link is Link.POLLED, "REST has not answered yet"
+    feed.ask(fetch_failed=failed)
+    feed.stream()
+    assert feed.freshness.link is (Link.POLLED if failed else Link.LIVE)
+    assert feed.due[1] is (Why.INTERVAL if failed else Why.PROOF)
 
 
-def test_what_does_not_fit_lets_rest_tell(live):
+def test_what_does_not_fit_lets_rest_be_asked(live):
     """A second after its last answer, urgently, again and again; it is live once REST was asked since."""
     live.doubt()
     assert live.freshness.link is Link.CATCHING_UP
@@ -145,14 +145,14 @@ def test_a_live_feed_whose_proof_fails_is_asked_for_in_the_next_interval(live):
     assert live.freshness.link is Link.LIVE
 
 
-def test_without_candles_a_doubt_changes_nothing(told):
+def test_without_candles_a_doubt_changes_nothing(feed):
     """They are fetched in any case."""
-    told.freshness.doubted(False, INTERVAL_SECONDS, told.now_ms)
-    assert (told.freshness.link, told.freshness.due) == (Link.POLLED, (0, Why.NEW))
+    feed.freshness.doubted(False, INTERVAL_SECONDS, feed.now_ms)
+    assert (feed.freshness.link, feed.freshness.due) == (Link.POLLED, (0, Why.NEW))
 
 
 def test_a_lost_stream_is_polled_at_once(live):
-    """And then in each interval; what its stream tells anew does not count before REST was asked."""
+    """And then in each interval; what is streamed anew does not count before REST was asked."""
     live.now_ms += 5_000
     live.freshness.lost(INTERVAL_SECONDS, live.now_ms)
     assert (live.freshness.link, live.due) == (Link.POLLED, (0.0, Why.LOST))
@@ -175,7 +175,7 @@ def test_silence_is_asked_about_and_a_close_is_missed(live):
     assert live.due == (0.0, Why.SILENT)
 
 
-def test_what_was_told_before_is_known(live):
+def test_what_was_streamed_before_is_known(live):
     """By the connection that this one replaces; a close comes with the same time as what it closes."""
     event_ms = live.now_ms
     assert live.freshness.knows(event_ms - 1, True)
@@ -191,7 +191,7 @@ class Model(RuleBasedStateMachine):
         self.freshness = Freshness("BTC/USDT 15m", TF)
         self.now_ms = NOON_MS
         self.asked_ms = None  # while REST is on its way
-        self.told_ms = self.missed_ms = self.answered_ms = 0
+        self.counted_ms = self.missed_ms = self.answered_ms = 0
         self.fetch_failed = False
         self.has_happened = False  # since REST was asked
         self.tried_again = 0  # early, since the last regular time
@@ -221,10 +221,10 @@ class Model(RuleBasedStateMachine):
     def answers(self, lags, failure):
         """With what has come of it."""
         link = self.freshness.link
-        told_ms = self.told_ms if failure == "exchange" else self.asked_ms
-        answer = Answered(told_ms, lags, bool(failure), failure == "exchange")
+        asked_ms = self.counted_ms if failure == "exchange" else self.asked_ms
+        answer = Answered(asked_ms, lags, bool(failure), failure == "exchange")
         due = self.freshness.answered(answer, INTERVAL_SECONDS, self.now_ms)
-        self.told_ms, self.answered_ms, self.fetch_failed = told_ms, self.now_ms, failure == "exchange"
+        self.counted_ms, self.answered_ms, self.fetch_failed = asked_ms, self.now_ms, failure == "exchange"
         assert self.freshness.link is link, "that is for its stream to change"
         if due.why is Why.LAGGING:
             assert lags
@@ -242,7 +242,7 @@ class Model(RuleBasedStateMachine):
         """It is live then, if nothing can be missing."""
         was_live = self.freshness.link is Link.LIVE
         self.freshness.streamed(self.now_ms, INTERVAL_SECONDS, self.now_ms)
-        is_whole = self.told_ms > self.missed_ms and not self.fetch_failed
+        is_whole = self.counted_ms > self.missed_ms and not self.fetch_failed
         assert (self.freshness.link is Link.LIVE) == (was_live or is_whole)
         self.has_happened |= not was_live and is_whole
 
@@ -283,9 +283,9 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def live_means_that_nothing_is_missing(self):
-        """REST was asked after the last miss, and has told."""
+        """REST was asked after the last miss, and has answered."""
         if self.freshness.link is Link.LIVE:
-            assert self.told_ms > self.missed_ms
+            assert self.counted_ms > self.missed_ms
 
 
 TestModel = Model.TestCase

@@ -49,13 +49,13 @@ def test_a_gap_is_known_since_it_was_seen_first():
     evidence.note(series_of(2, 3, 6, 8), 9, 1000)
     evidence.note(series_of(2, 3, 6, 8, 9, 11), 11, 2000)
     hours = Hours(((FIRST + 4 * STEP, FIRST + 6 * STEP),))
-    told = evidence.gaps(series_of(2, 3, 6, 8, 9, 11), hours)
-    assert [(each.first, each.candles, each.reason) for each in told] == [
+    found = evidence.gaps(series_of(2, 3, 6, 8, 9, 11), hours)
+    assert [(each.first, each.candles, each.reason) for each in found] == [
         (iso_time(FIRST + STEP), 1, LISTED_LATER),
         (iso_time(FIRST + 4 * STEP), 2, SESSION_CLOSED),
         (iso_time(FIRST + 7 * STEP), 1, HALTED),
         (iso_time(FIRST + 10 * STEP), 1, HALTED),
     ]
-    assert [each.known_since for each in told] == [iso_time(1000)] * 3 + [iso_time(2000)]
+    assert [each.known_since for each in found] == [iso_time(1000)] * 3 + [iso_time(2000)]
     evidence.note(series_of(*range(12)), 12, 3000)
     assert evidence.gaps(series_of(*range(12)), ALWAYS_OPEN) == []

@@ -26,7 +26,7 @@ LISTINGS = {
 
 
 def test_a_pair_asks_by_the_symbol_that_it_is_listed_as():
-    """BTC/USD of COIN-M is BTCUSD_PERP; a status is told in words, and a new one is no error."""
+    """BTC/USD of COIN-M is BTCUSD_PERP; a status is said in words, and a new one is no error."""
     there = LISTINGS | {"ODDUSDT": Listing("ODDUSDT", "ON_THE_MOON", "ODD", "USDT")}
     pairs, invalid = resolve_symbols(["BTC/USD", "ETH/USDT", "ODD/USDT", "TSLAUSDT"], there)
     assert [(pair.name, pair.key, pair.symbol) for pair in pairs] == [
@@ -42,7 +42,7 @@ def test_a_pair_asks_by_the_symbol_that_it_is_listed_as():
 
 
 def test_a_limit_of_weight_is_that_of_all_that_share_it():
-    """USD-M and COIN-M have one; a testnet has its own, and nobody there tells what a key may do."""
+    """USD-M and COIN-M have one; a testnet has its own, and nobody there says what a key may do."""
     main = {name: market.hosts["main"].rest for name, market in MARKETS.items()}
     assert budget_of("usdm", main["usdm"]) == budget_of("coinm", main["coinm"]) == "usdm"
     assert budget_of("spot", "https://api4.binance.com") == budget_of("spot", main["spot"]) == "spot"
@@ -66,8 +66,8 @@ def test_hours_are_what_the_exchange_says_is_closed():
     body = json.dumps({"updateTime": 1, "marketSchedules": {"EQUITY": {"sessions": sessions}}})
     hours = parse_schedule(body.encode())["EQUITY"]
     assert hours == Hours(((100, 250), (300, 400)))
-    told = {at: hours.closed_until_ms(at) for at in (99, 100, 249, 250, 299, 300, 399, 400)}
-    assert told == {99: 0, 100: 250, 249: 250, 250: 0, 299: 0, 300: 400, 399: 400, 400: 0}
+    found = {at: hours.closed_until_ms(at) for at in (99, 100, 249, 250, 299, 300, 399, 400)}
+    assert found == {99: 0, 100: 250, 249: 250, 250: 0, 299: 0, 300: 400, 399: 400, 400: 0}
     assert hours.are_closed(100, 250)
     assert not hours.are_closed(100, 251)
     assert hours.joined(Hours(((240, 260), (390, 500)))) == Hours(((100, 260), (300, 500)))

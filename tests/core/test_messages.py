@@ -38,17 +38,17 @@ def volumes(series):
 
 CASES = [
     ("the forming candle moves on", False, (1, 5, False), [9, 5], False),
-    ("it is told as final", False, (1, 5, True), [9, 5], True),
+    ("it is sent as final", False, (1, 5, True), [9, 5], True),
     ("final as it was", False, (1, 2, True), [9, 2], True),
     ("the next candle follows a final one", True, (2, 1, False), [9, 2, 1], False),
     ("the next candle, final at once", True, (2, 1, True), [9, 2, 1], True),
-    ("told before", False, (1, 2, False), [9, 2], False),
+    ("sent before", False, (1, 2, False), [9, 2], False),
     ("a state that was overtaken", False, (1, 1, False), [9, 2], False),
     ("a state from before the close", True, (1, 1, False), [9, 2], True),
-    ("a close told twice", True, (1, 2, True), [9, 2], True),
-    ("an old close told twice", False, (0, 9, True), [9, 2], False),
+    ("a close sent twice", True, (1, 2, True), [9, 2], True),
+    ("an old close sent twice", False, (0, 9, True), [9, 2], False),
     ("a state of an old candle", False, (0, 8, False), [9, 2], False),
-    ("the next candle, its predecessor not told as final", False, (2, 1, False), None, None),
+    ("the next candle, its predecessor not sent as final", False, (2, 1, False), None, None),
     ("a gap", True, (3, 1, False), None, None),
     ("a gap after a forming candle", False, (4, 1, True), None, None),
     ("less than what is held, as final", False, (1, 1, True), None, None),
@@ -59,10 +59,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("why", "held_is_closed", "told", "expected", "is_closed"), CASES)
-def test_a_message_continues_a_series_or_rest_is_asked(why, held_is_closed, told, expected, is_closed):
-    """Where REST has to tell, nothing changes."""
-    number, volume, closed = told
+@pytest.mark.parametrize(("why", "held_is_closed", "sent", "expected", "is_closed"), CASES)
+def test_a_message_continues_a_series_or_rest_is_asked(why, held_is_closed, sent, expected, is_closed):
+    """Where REST has to be asked, nothing changes."""
+    number, volume, closed = sent
     series = follow(series_of(9, 2, is_closed=held_is_closed), candle(number, volume), closed, KEEP)
     assert (series and volumes(series)) == expected, why
     if series:
@@ -72,17 +72,17 @@ def test_a_message_continues_a_series_or_rest_is_asked(why, held_is_closed, told
 @given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 3)), max_size=60), st.randoms())
 def test_no_order_of_true_messages_makes_a_wrong_candle(lost_or_moved, chance):
     """Doubled, swapped, or lost: what is held as closed is what the exchange has."""
-    told = [(number, volume, volume == 4) for number in range(12) for volume in range(5)]
+    sent = [(number, volume, volume == 4) for number in range(12) for volume in range(5)]
     for place, what in lost_or_moved:
-        place = min(place, len(told) - 1)
-        if what == 0 and len(told) > 1:
-            del told[place]
+        place = min(place, len(sent) - 1)
+        if what == 0 and len(sent) > 1:
+            del sent[place]
         elif what == 1:
-            told.insert(chance.randrange(len(told)), told[place])
+            sent.insert(chance.randrange(len(sent)), sent[place])
         else:
-            told.insert(max(0, place - what), told.pop(place))
+            sent.insert(max(0, place - what), sent.pop(place))
     series = series_of(1)
-    for number, volume, closed in told:
+    for number, volume, closed in sent:
         after = follow(series, candle(number, volume + 1), closed, KEEP)
         if after:
             assert after.closed_end_ms >= series.closed_end_ms

@@ -1,4 +1,4 @@
-"""Proofs: what REST has repeated of what streams have told, and when it is asked for the rest. Pure."""
+"""Proofs: what REST has repeated of what was streamed, and when it is asked for the rest. Pure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ START_MS = 1_768_478_820_000  # a minute's border
 TF = TIMEFRAMES["1m"]
 
 
-def told(*minutes):
-    """The closes of these minutes, told by a stream."""
+def streamed(*minutes):
+    """The closes of these minutes, as they were streamed."""
     closes = Closes()
     for minute in minutes:
         closes.note(START_MS + minute * MINUTE_MS)
@@ -28,7 +28,7 @@ def told(*minutes):
 @given(st.integers(1, 50), st.integers(0, 60), st.integers(-MAX_LAG_MS, 3 * MAX_LAG_MS), st.integers(0, 60))
 def test_what_a_reply_repeats_is_proven_and_no_more(count, asked_minute, after_ms, first_minute):
     """Each close whose candle the reply has, if it had ended long enough before; each once."""
-    closes = told(*range(1, count + 1))
+    closes = streamed(*range(1, count + 1))
     asked_ms = START_MS + asked_minute * MINUTE_MS + after_ms
     first_open_ms = START_MS + first_minute * MINUTE_MS
     closes.prove(TF, first_open_ms, asked_ms)
@@ -44,7 +44,7 @@ def test_what_a_reply_repeats_is_proven_and_no_more(count, asked_minute, after_m
 
 def test_the_figures_say_what_should_be_proven_by_now():
     """A minute is allowed; what was left to the audit stays missing in the share."""
-    closes, later = told(1, 2, 3), told(3)
+    closes, later = streamed(1, 2, 3), streamed(3)
     now_ms = START_MS + 3 * MINUTE_MS + 30_000
     figures = proven_figures([(closes, TF), (later, TF)], now_ms)
     assert figures.stream_closes == 4

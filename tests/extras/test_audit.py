@@ -76,7 +76,7 @@ def test_a_candle_the_exchange_has_by_now_is_added(exchange, redis_url, reader):
 
 
 def test_an_audit_does_not_judge_what_rest_may_not_have_yet(exchange, redis_url, reader):
-    """A close that a stream has told at once, and that REST's servers lag behind."""
+    """A close that was streamed at once, and that REST's servers lag behind."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
         exchange.clock.set(START_OF_NEXT_MS + 3000)
@@ -266,10 +266,10 @@ def test_a_repair_that_somebody_else_writes_over_is_none(exchange, redis_url, re
             return written
 
         writer.write = write_beside_another
-        verdict = verify_feed(feed, rig.service.fetcher, writer, 192, rig.clock.now_ms())
+        verdict = verify_feed(feed, rig.service.fetcher, writer, rig.clock.now_ms())
         assert len(verdict.found) == 1
         assert verdict.failure == "not repaired: Redis has another value by now"
         writer.write = write
-        verdict = verify_feed(feed, rig.service.fetcher, writer, 192, rig.clock.now_ms())
+        verdict = verify_feed(feed, rig.service.fetcher, writer, rig.clock.now_ms())
         assert (len(verdict.found), verdict.failure) == (1, "")
         assert is_true(exchange, stored(reader))

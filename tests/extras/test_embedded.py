@@ -1,4 +1,4 @@
-"""The embedded server, the demo, and what the service manager is told."""
+"""The embedded server, the demo, and what the service manager hears."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 def port_of(log):
-    """The port that the log tells."""
+    """The port that the log names."""
     return int(re.search(r"embedded server address=127\.0\.0\.1:(\d+)", log)[1])
 
 
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_no_server(arguments, tmp_path):
 
 
 def test_a_server_whose_keeper_is_gone_is_ended_by_the_next_start(arguments, tmp_path):
-    """Its pid is told; the data it had is there."""
+    """Its pid is named; the data it had is there."""
     folder = tmp_path / "data"
     with Running(tmp_path, *arguments) as program:
         eventually(lambda: program.says("cycle updated=1"))
@@ -295,7 +295,7 @@ def test_the_demo_shows_what_landed():
 
 
 def test_the_demo_goes_on_until_it_is_stopped(tmp_path):
-    """Without --once it keeps running, tells how to look, and ends with 0."""
+    """Without --once it keeps running, says how to look, and ends with 0."""
     with Running(tmp_path, "--demo", "--days=1", "--symbols=BTC/USDT,ETH/USDT") as program:
         eventually(lambda: program.says("Ctrl-C ends it"))
         port = int(re.search(r"--redis=127\.0\.0\.1:(\d+)", program.log.read_text())[1])
@@ -345,9 +345,9 @@ def test_the_service_manager_is_told(exchange, redis_url, tmp_path):
             assert manager.recv(100) == b"READY=1"
             assert {manager.recv(100) for _ in range(3)} == {b"WATCHDOG=1"}
             program.process.send_signal(signal.SIGTERM)
-            while (told := manager.recv(100)) == b"WATCHDOG=1":
+            while (heard := manager.recv(100)) == b"WATCHDOG=1":
                 pass
-            assert told == b"STOPPING=1"
+            assert heard == b"STOPPING=1"
 
 
 def test_credentials_are_read_from_files(tmp_path):

@@ -1,4 +1,4 @@
-"""LIVE: what streams tell, and what they leave out; every closed candle is the exchange's all the same.
+"""LIVE: what is streamed, and what is left out; every closed candle is the exchange's all the same.
 
 The exchange's time is months away from this machine's, and runs SPEED times as fast: nothing may go by the
 local clock.
@@ -209,7 +209,7 @@ def test_streams_keep_all_feeds_fresh(exchange, redis_url):
 
 
 def rest_closes(live):
-    """How many closes REST told."""
+    """How many closes REST has brought."""
     return live.close_to_redis_by_source.rest.closes
 
 
@@ -338,7 +338,7 @@ def test_a_reconnect_costs_one_request_for_each_feed(exchange, redis_url):
 
 
 def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
-    """What streams tell meanwhile is in Redis when that is back; what they keep fresh stays so."""
+    """What is streamed meanwhile is in Redis when that is back; what they keep fresh stays so."""
     port = unused_port()
     with ExitStack() as servers:
         with own_server(tmp_path, port) as (server, _):
@@ -355,7 +355,7 @@ def test_a_minute_without_redis_loses_nothing(exchange, tmp_path):
 
 
 def test_a_redis_that_is_emptied_or_evicts_is_filled_again(exchange, tmp_path):
-    """What streams keep fresh is found missing, too; the cause is told, and all is there when it is over."""
+    """What streams keep fresh is found missing, too; the cause is named, and all is there when it is over."""
     with own_server(tmp_path) as (server, client), living(exchange, url_of(server)) as rig:
         eventually(lambda: all_live(rig))
         client.flushall()
@@ -434,7 +434,7 @@ def test_a_wrong_close_is_corrected_within_a_minute(slower_exchange, redis_url, 
 
 @pytest.mark.parametrize("why", ["paused", "off"])
 def test_no_proof_is_asked_for_while_it_may_not(exchange, redis_url, why):
-    """While the exchange has us wait, or without weight for it; the status tells since when."""
+    """While the exchange has us wait, or without weight for it; the status says since when."""
     given = {"UPDATE_INTERVAL": 600, "MAX_DATA_AGE": 3000, "PROOF_WEIGHT_SHARE": 0 if why == "off" else 0.1}
     with living(exchange, redis_url, **given) as rig:
         eventually(lambda: all_live(rig))
@@ -755,14 +755,14 @@ def current_value(reader, name, now_ms):
 
 
 def test_all_fields_come_by_streams_too(exchange, redis_url, reader):
-    """With FIELDS=all a close that a stream has told has every number of the exchange's row."""
+    """With FIELDS=all a close that was streamed has every number of the exchange's row."""
     with living(exchange, redis_url, FIELDS="all", SYMBOLS=NAMES[0]) as rig:
         eventually(lambda: all_live(rig))
-        exchange.faults.always("500")  # from now on streams alone tell
+        exchange.faults.always("500")  # from now on there are streams alone
         closes_pass(exchange, 1)
         value = stored(reader, "1m:P00_USDT")
         rows = exchange.klines("P00USDT", "1m", limit=10)
-    told = [row for row in rows if tet.iso_time(row[0]) < value["data_end"]][-1]
-    candle = value["candles"][tet.iso_time(told[0])]
-    assert told[0] + 60_000 > START_MS
-    assert [float(text) for text in candle.values()] == [float(told[n]) for n in (1, 2, 3, 4, 5, 7, 8, 9, 10)]
+    row = [row for row in rows if tet.iso_time(row[0]) < value["data_end"]][-1]
+    candle = value["candles"][tet.iso_time(row[0])]
+    assert row[0] + 60_000 > START_MS
+    assert [float(text) for text in candle.values()] == [float(row[n]) for n in (1, 2, 3, 4, 5, 7, 8, 9, 10)]

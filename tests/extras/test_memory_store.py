@@ -25,7 +25,7 @@ return {redis.call('STRLEN', KEYS[1]), ARGV[2], redis.sha1hex(ARGV[1])}"""
 @pytest.fixture
 def store(tmp_path):
     """A running one."""
-    running = MemoryStore(tmp_path / "data", lambda *told, **facts: None, [unused_port()])
+    running = MemoryStore(tmp_path / "data", lambda *said, **facts: None, [unused_port()])
     running.start()
     yield running
     running.stop()
@@ -85,18 +85,18 @@ def test_many_clients_write_at_once(store):
 
 def test_two_on_one_folder_or_port(store, tmp_path):
     """Neither the folder nor the port of another one is taken; afterwards both can be."""
-    second = MemoryStore(store.folder, lambda *told, **facts: None, [unused_port()])
+    second = MemoryStore(store.folder, lambda *said, **facts: None, [unused_port()])
     with pytest.raises(BlockingIOError, match="another service uses this folder"):
         second.start()
     second.stop()
     free = unused_port()
-    third = MemoryStore(tmp_path / "third", lambda *told, **facts: None, [store.port, free])
+    third = MemoryStore(tmp_path / "third", lambda *said, **facts: None, [store.port, free])
     third.start()
     assert third.port == free
     third.stop()
     port = store.port
     store.stop()
-    again = MemoryStore(store.folder, lambda *told, **facts: None, [port])
+    again = MemoryStore(store.folder, lambda *said, **facts: None, [port])
     again.start()
     assert again.port == port
     again.stop()

@@ -21,7 +21,7 @@ STREAMS = LiveFigures(
 
 
 def test_a_group_has_the_streams_and_audits_of_all_and_the_reason_of_its_pause(exchange, redis_url):
-    """Nothing of it is left out; of several pauses the longest is told, with its own reason."""
+    """Nothing of it is left out; of several pauses the longest is shown, with its own reason."""
     with started(exchange, redis_url) as rig:
         rig.refresh()
         base = rig.service.status.snapshot()

@@ -135,9 +135,9 @@ def test_status_shows_the_last_price(running, look, exchange):
 
 def test_status_as_json_fits_its_schema(running, look, reader):
     """--json prints one object, and so does the status key."""
-    told = json.loads(look("--status", "--json").stdout)
-    assert_fits(told, "report.json")
-    assert told["healthy"] is True
+    found = json.loads(look("--status", "--json").stdout)
+    assert_fits(found, "report.json")
+    assert found["healthy"] is True
     assert_fits(json.loads(reader.get("tet:system:status")), "status.json")
 
 
@@ -252,9 +252,9 @@ def test_health_is_good_when_all_is(redis_url, tmp_path):
         done = run_program(*servers, "--health-check", **keys)
         assert done.returncode == 0, done.stdout
         assert "ok   keys     the API key is valid and may only read" in done.stdout
-        told = json.loads(run_program(*servers, "--health-check", "--json", **keys).stdout)
-    assert told["healthy"] is True
-    assert_fits(told, "health_check.json")
+        found = json.loads(run_program(*servers, "--health-check", "--json", **keys).stdout)
+    assert found["healthy"] is True
+    assert_fits(found, "health_check.json")
 
 
 def test_health_names_what_is_wrong(look, exchange):
@@ -263,9 +263,9 @@ def test_health_names_what_is_wrong(look, exchange):
     assert done.returncode == 1
     assert "NO/USDT: unknown to Binance" in done.stdout
     exchange.faults.always("500", path="time")
-    told = json.loads(look("--health-check", "--json").stdout)
-    assert_fits(told, "health_check.json")
-    found = {check["name"]: check["ok"] for check in told["checks"]}
+    found = json.loads(look("--health-check", "--json").stdout)
+    assert_fits(found, "health_check.json")
+    found = {check["name"]: check["ok"] for check in found["checks"]}
     assert found == {"redis": True, "binance": False, "data": False}
 
 
@@ -466,11 +466,11 @@ def test_a_pause_and_a_close_are_measured(exchange, redis_url, reader):
         rig.refresh()
         rig.binance.gate.pause(50, "a test")
         samples = scrape(f"http://{address}")
-        told = json.loads(reader.get("tet:system:status"))["close_to_redis_seconds"]
+        found = json.loads(reader.get("tet:system:status"))["close_to_redis_seconds"]
     assert 45 < samples["tet_pause_seconds",] <= 50
     assert samples["tet_candle_delay_seconds_count",] == samples["tet_candles_total", "closed"] == 1
-    assert told["closes"] == 1
-    assert told["p50"] == told["p99"] == pytest.approx(30, abs=2)  # 12:15:30 by the exchange's clock
+    assert found["closes"] == 1
+    assert found["p50"] == found["p99"] == pytest.approx(30, abs=2)  # 12:15:30 by the exchange's clock
 
 
 def names_in(expressions):
@@ -497,11 +497,11 @@ def test_the_docs_name_every_metric(live):
     families = {f.name for f in text_string_to_metric_families(get(f"{live.url}/metrics")[1])}
     families = {name for name in families if not name.endswith("_created")}
     page = (PROGRAM.parent / "docs" / "operating.md").read_text()
-    told = {name.removesuffix("_total") for name in re.findall(r"`(tet_(?!extras|data)\w+)", page)}
-    # these have samples only once there is something to tell
+    listed = {name.removesuffix("_total") for name in re.findall(r"`(tet_(?!extras|data)\w+)", page)}
+    # these have samples only once there is something to show
     families = {name for name in families if not name.startswith("process_")}  # prometheus-client's own
-    assert families <= told
-    assert told - families <= {
+    assert families <= listed
+    assert listed - families <= {
         "tet_symbol_data_age_seconds",
         "tet_request_errors",
         "tet_stream_closes_proven_ratio",
@@ -534,7 +534,7 @@ def test_percentiles_of_a_day():
     ],
 )
 def test_spans_have_units(seconds, text):
-    """Ages are told as people say them."""
+    """Ages are shown as people say them."""
     assert ago(seconds) == text
 
 
@@ -542,7 +542,7 @@ def test_spans_have_units(seconds, text):
 
 
 def test_a_failure_of_many_is_one_line(exchange, redis_url, caplog):
-    """The same reason for many pairs is told once a cycle, with the count."""
+    """The same reason for many pairs is logged once a cycle, with the count."""
     from tet_extras.simulated_binance import DEFAULT_PAIRS, Market
 
     exchange.market = Market.random_walk(DEFAULT_PAIRS)

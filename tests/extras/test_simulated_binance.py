@@ -55,7 +55,7 @@ def client(exchange):
 
 
 def klines(client, path=KLINES, **params):
-    """The klines of a good reply, BTCUSDT 15m unless told otherwise."""
+    """The klines of a good reply, BTCUSDT 15m unless asked otherwise."""
     reply = client.get(path, params=BTC_15M | params)
     assert reply.status_code == 200, reply.text
     return reply.json()

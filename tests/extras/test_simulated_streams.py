@@ -70,7 +70,7 @@ def texts(ws):
     return found
 
 
-def told(ws):
+def streamed(ws):
     """The events among them, of a combined connection."""
     return [json.loads(text)["data"] for text in texts(ws)]
 
@@ -127,7 +127,7 @@ def closed_with(ws):
 
 
 class RawClient:
-    """A client that does only what a test tells it."""
+    """A client that does only what a test asks of it."""
 
     def __init__(self, exchange, path="/stream", receive_buffer=None):
         self.socket = socket.socket()
@@ -217,7 +217,7 @@ def test_a_close_is_answered(exchange):
     ],
 )
 def test_no_handshake_no_connection(exchange, headers, status):
-    """An ordinary request finds nothing there, a wrong handshake is told so."""
+    """An ordinary request finds nothing there, a wrong handshake is refused."""
     assert httpx.get(exchange.url + "/stream", headers=headers, trust_env=False).status_code == status
     assert exchange.streams.connections == []
 
@@ -249,10 +249,10 @@ def test_a_close_equals_rest(exchange, path, interval):
     exchange.streams.lifetime_seconds = 1e9  # a month passes
     with connected(exchange, path, f"btcusdt@kline_{interval}") as ws:
         open_ms = to_the_close(exchange, interval)
-        last = next(event for event in told(ws) if candles([event]) == [(open_ms, True)])
+        last = next(event for event in streamed(ws) if candles([event]) == [(open_ms, True)])
         assert as_row(last) == rest_row(exchange, "BTCUSDT", interval, open_ms, REST_PATHS[path])
         exchange.clock.advance(2)
-        after = told(ws)
+        after = streamed(ws)
     assert after[-1]["k"]["t"] >= last["k"]["T"] + 1
     assert as_row(after[-1]) == rest_row(exchange, "BTCUSDT", interval, after[-1]["k"]["t"], REST_PATHS[path])
 
@@ -304,7 +304,7 @@ def test_how_often_a_stream_tells(exchange, path, name, period_ms):
         times = []
         for _ in range(3 * period_ms // 25):
             exchange.clock.advance(0.025)
-            times += [event["E"] for event in told(ws) if not event.get("k", {}).get("x")]
+            times += [event["E"] for event in streamed(ws) if not event.get("k", {}).get("x")]
     assert len(times) == 3
     assert {later - earlier for earlier, later in itertools.pairwise(times)} == {period_ms}
 
@@ -318,15 +318,15 @@ def test_the_turns_of_streams_are_spread(exchange):
         parts = []
         for _ in range(4):
             exchange.clock.advance(0.5)
-            parts.append(len(told(ws)))
+            parts.append(len(streamed(ws)))
         assert sum(parts) == 100
         assert min(parts) > 10
         to_the_close(exchange, seconds_after=0.009)
-        assert told(ws) == []  # the next candle waits for the close of the one before it
+        assert streamed(ws) == []  # the next candle waits for the close of the one before it
         parts = []
         for _ in range(2):
             exchange.clock.advance(0.026)
-            events = told(ws)
+            events = streamed(ws)
             parts.append(len(closes(events)))
             assert len(events) == 2 * parts[-1]
         assert sum(parts) == 100
@@ -337,7 +337,7 @@ def test_the_mark_price_is_the_last_price(exchange):
     """The canary of USD-M."""
     with connected(exchange, "/market/stream", "btcusdt@markPrice@1s") as ws:
         exchange.clock.advance(1)
-        (event,) = told(ws)
+        (event,) = streamed(ws)
     price = rest_row(exchange, "BTCUSDT", "1m", NOON_MS - NOON_MS % MINUTE_MS)[4]
     assert event == {"e": "markPriceUpdate", "E": NOON_MS + 1000, "s": "BTCUSDT", "p": price}
 
@@ -359,7 +359,7 @@ def test_acknowledged_and_silent(exchange, path, name):
     """What is not served there is acknowledged like anything else."""
     with connected(exchange, path, name) as ws:
         to_the_close(exchange)
-        assert told(ws) == []
+        assert streamed(ws) == []
         assert asked(ws, "LIST_SUBSCRIPTIONS")["result"] == [name]
 
 
@@ -368,8 +368,8 @@ def test_the_retired_addresses_of_usdm_are_silent(exchange):
     exchange.streams.retired_futures_urls = True
     with connected(exchange, "/stream", BTC) as old, connected(exchange, "/market/stream", BTC) as new:
         to_the_close(exchange)
-        assert told(old) == []
-        assert len(closes(told(new))) == 1
+        assert streamed(old) == []
+        assert len(closes(streamed(new))) == 1
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(3, 3), (70, 50)])
@@ -377,7 +377,7 @@ def test_after_a_jump_each_close_is_told_in_order(exchange, minutes, expected):
     """The last fifty at most, then the candle that is forming."""
     with connected(exchange, "/stream", BTC, ETH) as ws:
         exchange.clock.advance(60 * minutes)
-        events = told(ws)
+        events = streamed(ws)
     first_ms = (NOON_MS // MINUTE_MS + minutes - expected) * MINUTE_MS
     for symbol in ("BTCUSDT", "ETHUSDT"):
         of_symbol = [event for event in events if event["s"] == symbol]
@@ -387,15 +387,15 @@ def test_after_a_jump_each_close_is_told_in_order(exchange, minutes, expected):
 
 
 def test_who_comes_between_an_end_and_its_close_hears_the_close(exchange):
-    """It is told some milliseconds after the candle has ended."""
+    """It is refusedme milliseconds after the candle has ended."""
     open_ms = to_the_close(exchange, seconds_after=0.005)
     with connected(exchange, "/stream", BTC) as ws:
         exchange.clock.advance(0.1)
-        assert closes(told(ws)) == [("BTCUSDT", open_ms)]
+        assert closes(streamed(ws)) == [("BTCUSDT", open_ms)]
 
 
 def test_while_time_runs_candles_come_whole_and_in_order(exchange):
-    """Each is told as forming and then closed once, and none before the close of the one before it."""
+    """Each is streamed as forming and then closed once, and none before the close of the one before it."""
     exchange.clock = SimulatedClock(NOON_MS, speed=4)
     with connected(exchange, "/stream", "btcusdt@kline_1s") as ws:
         events = [json.loads(ws.recv(timeout=5))["data"] for _ in range(10)]
@@ -413,21 +413,21 @@ def test_events_go_on_when_the_time_is_set_back(exchange):
     """From where it stands."""
     with connected(exchange, "/stream", BTC) as ws:
         to_the_close(exchange)
-        told(ws)
+        streamed(ws)
         exchange.clock.set(NOON_MS)
-        told(ws)
+        streamed(ws)
         open_ms = to_the_close(exchange)
-        assert closes(told(ws)) == [("BTCUSDT", open_ms)]
+        assert closes(streamed(ws)) == [("BTCUSDT", open_ms)]
 
 
 def test_a_quiet_pair_only_closes(exchange):
-    """Nothing is told between its closes."""
+    """Nothing is streamed between its closes."""
     exchange.streams.quiet.add("BTCUSDT")
     with connected(exchange, "/stream", BTC) as ws:
         exchange.clock.advance(10)
-        assert told(ws) == []
+        assert streamed(ws) == []
         open_ms = to_the_close(exchange, seconds_after=5)
-        assert candles(told(ws)) == [(open_ms, True)]
+        assert candles(streamed(ws)) == [(open_ms, True)]
 
 
 def test_where_nothing_is_traded_nothing_is_told(exchange):
@@ -439,9 +439,9 @@ def test_where_nothing_is_traded_nothing_is_told(exchange):
     with connected(exchange, "/stream", BTC, ETH, "dogeusdt@kline_1m") as ws:
         exchange.clock.advance(10)
         to_the_close(exchange)
-        assert told(ws) == []
+        assert streamed(ws) == []
         exchange.clock.advance(60)
-        assert {event["s"] for event in told(ws)} == {"BTCUSDT"}
+        assert {event["s"] for event in streamed(ws)} == {"BTCUSDT"}
 
 
 def test_a_recorded_market_is_told_too(exchange, tmp_path):
@@ -453,7 +453,7 @@ def test_a_recorded_market_is_told_too(exchange, tmp_path):
     names = ("btcusdt@kline_15m", "btcusdt@kline_5m", "btcusdt@markPrice@1s")
     with connected(exchange, "/market/stream", *names) as ws:
         open_ms = to_the_close(exchange, "15m")
-        events = told(ws)
+        events = streamed(ws)
     close = next(event for event in events if event["e"] == "kline" and event["k"]["x"])
     assert as_row(close) == rest_row(exchange, "BTCUSDT", "15m", open_ms)
     assert {event["k"]["i"] for event in events if "k" in event} == {"15m"}
@@ -465,7 +465,7 @@ def test_rest_may_lag_behind_the_streams(exchange):
     exchange.close_lag_seconds = 5
     with connected(exchange, "/stream", BTC) as ws:
         open_ms = to_the_close(exchange)
-        close = as_row(told(ws)[0])
+        close = as_row(streamed(ws)[0])
     assert close[0] == open_ms
     assert rest_row(exchange, "BTCUSDT", "1m", open_ms) != close
     exchange.clock.advance(5)
@@ -476,9 +476,9 @@ def test_a_candle_is_corrected_after_its_close_was_told(exchange):
     """REST has another close from then on; other candles stay."""
     with connected(exchange, "/stream", BTC) as ws:
         open_ms = to_the_close(exchange)
-        close = as_row(told(ws)[0])
+        close = as_row(streamed(ws)[0])
         exchange.market.correct("BTCUSDT", "1m", open_ms, "123.45")
-        assert told(ws) == []
+        assert streamed(ws) == []
     corrected = rest_row(exchange, "BTCUSDT", "1m", open_ms)
     assert corrected[4] == corrected[3] == "123.45000000" != close[4]
     assert corrected[1:3] == close[1:3]
@@ -498,8 +498,8 @@ def test_what_is_unsubscribed_stays_away(exchange):
         assert asked(ws, "UNSUBSCRIBE", BTC, number="a") == {"result": None, "id": "a"}
         assert asked(ws, "LIST_SUBSCRIPTIONS")["result"] == [ETH]
         to_the_close(exchange)
-        assert {event["s"] for event in told(ws)} == {"ETHUSDT"}
-        assert {event["s"] for event in told(other)} == {"BTCUSDT"}
+        assert {event["s"] for event in streamed(ws)} == {"ETHUSDT"}
+        assert {event["s"] for event in streamed(other)} == {"BTCUSDT"}
 
 
 def test_subscribing_twice_delivers_once(exchange):
@@ -507,7 +507,7 @@ def test_subscribing_twice_delivers_once(exchange):
     with connected(exchange, "/stream", BTC, BTC) as ws:
         asked(ws, "SUBSCRIBE", BTC)
         to_the_close(exchange)
-        assert len(closes(told(ws))) == 1
+        assert len(closes(streamed(ws))) == 1
 
 
 @pytest.mark.parametrize(
@@ -644,7 +644,7 @@ def test_a_connection_ends_after_24_hours(exchange):
     """Of the exchange's time, with 1001."""
     with connected(exchange, "/stream", BTC) as ws:
         exchange.clock.advance(86_399)
-        assert told(ws)
+        assert streamed(ws)
         exchange.clock.advance(1)
         assert closed_with(ws)[0] == 1001
 
@@ -669,7 +669,7 @@ def test_a_client_that_does_not_read_is_cut_and_holds_up_nobody(exchange):
         with connected(exchange, "/stream", ETH) as other:
             exchange.clock.advance(2)
             eventually(lambda: slow.close_reason == "too slow")
-            assert [event["s"] for event in told(other)] == ["ETHUSDT"]
+            assert [event["s"] for event in streamed(other)] == ["ETHUSDT"]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -691,15 +691,15 @@ def test_a_silent_connection_answers_and_delivers_nothing(exchange):
     exchange.streams.faults.add("silent")
     with connected(exchange, "/stream", BTC) as first:
         exchange.clock.advance(2)
-        assert told(first) == []
+        assert streamed(first) == []
         assert first.ping().wait(5)
         with connected(exchange, "/stream", BTC) as second:
             to_the_close(exchange)
-            assert told(first) == []
-            assert len(closes(told(second))) == 1
+            assert streamed(first) == []
+            assert len(closes(streamed(second))) == 1
             exchange.streams.faults.clear()
             to_the_close(exchange)
-            assert len(closes(told(first))) == len(closes(told(second))) == 1
+            assert len(closes(streamed(first))) == len(closes(streamed(second))) == 1
 
 
 @pytest.mark.parametrize("kind", ["silent_streams", "unserved"])
@@ -708,22 +708,22 @@ def test_some_streams_of_a_connection_are_silent(exchange, kind):
     exchange.streams.faults.add(kind, match=lambda name: name.startswith("btc"))
     with connected(exchange, "/stream", BTC, ETH) as ws:
         to_the_close(exchange)
-        assert {event["s"] for event in told(ws)} == {"ETHUSDT"}
+        assert {event["s"] for event in streamed(ws)} == {"ETHUSDT"}
         assert asked(ws, "LIST_SUBSCRIPTIONS")["result"] == [BTC, ETH]
         with connected(exchange, "/stream", BTC, ETH) as another:
             to_the_close(exchange)
-            assert {event["s"] for event in told(another)} == {"BTCUSDT", "ETHUSDT"}
-            assert {event["s"] for event in told(ws)} == {"ETHUSDT"}
+            assert {event["s"] for event in streamed(another)} == {"BTCUSDT", "ETHUSDT"}
+            assert {event["s"] for event in streamed(ws)} == {"ETHUSDT"}
 
 
 def test_streams_fall_silent_that_were_not(exchange):
     """A stream that has delivered may stop."""
     with connected(exchange, "/stream", BTC, ETH) as ws:
         exchange.clock.advance(2)
-        assert len(told(ws)) == 2
+        assert len(streamed(ws)) == 2
         exchange.streams.faults.always("silent_streams", match=lambda name: name == ETH)
         exchange.clock.advance(2)
-        assert [event["s"] for event in told(ws)] == ["BTCUSDT"]
+        assert [event["s"] for event in streamed(ws)] == ["BTCUSDT"]
 
 
 def test_a_close_is_missing(exchange):
@@ -732,7 +732,7 @@ def test_a_close_is_missing(exchange):
     with connected(exchange, "/stream", BTC, ETH) as ws:
         first_ms = to_the_close(exchange)
         second_ms = to_the_close(exchange)
-        seen = closes(told(ws))
+        seen = closes(streamed(ws))
     assert sorted(seen) == [("BTCUSDT", second_ms), ("ETHUSDT", first_ms), ("ETHUSDT", second_ms)]
     assert [told_close.open_ms for told_close in exchange.streams.closes(BTC)] == [second_ms]
 
@@ -743,9 +743,9 @@ def test_a_close_is_late(exchange):
     exchange.streams.faults.add("late_close")
     with connected(exchange, "/stream", BTC) as ws:
         open_ms = to_the_close(exchange, seconds_after=4.5)
-        assert candles(told(ws)) == [(open_ms + MINUTE_MS, False)]
+        assert candles(streamed(ws)) == [(open_ms + MINUTE_MS, False)]
         exchange.clock.advance(1)
-        late = next(event for event in told(ws) if event["k"]["x"])
+        late = next(event for event in streamed(ws) if event["k"]["x"])
     assert late["E"] == open_ms + MINUTE_MS + 5500
     assert as_row(late) == rest_row(exchange, "BTCUSDT", "1m", open_ms)
 
@@ -756,13 +756,13 @@ def test_events_are_doubled_or_swapped(exchange):
     with connected(exchange, "/stream", BTC) as ws:
         faults.add("doubled")
         exchange.clock.advance(2)
-        first, second = told(ws)
+        first, second = streamed(ws)
         assert first == second
         faults.add("reordered")
         exchange.clock.advance(2)
-        assert told(ws) == []
+        assert streamed(ws) == []
         exchange.clock.advance(2)
-        times = [event["E"] for event in told(ws)]
+        times = [event["E"] for event in streamed(ws)]
         assert times == [NOON_MS + 6000, NOON_MS + 4000]
 
 
@@ -777,10 +777,10 @@ def test_a_frame_is_garbage_or_a_candle_impossible(exchange):
             json.loads(text)
         faults.add("bad_candle")
         exchange.clock.advance(2)
-        (event,) = told(ws)
+        (event,) = streamed(ws)
         assert float(event["k"]["h"]) < float(event["k"]["l"])
         exchange.clock.advance(2)
-        (event,) = told(ws)
+        (event,) = streamed(ws)
         assert float(event["k"]["h"]) >= float(event["k"]["l"])
 
 
@@ -789,7 +789,7 @@ def test_a_thousand_messages_at_once(exchange):
     exchange.streams.faults.add("burst")
     with connected(exchange, "/stream", BTC) as ws:
         exchange.clock.advance(2)
-        assert len(told(ws)) == 1000
+        assert len(streamed(ws)) == 1000
 
 
 def test_a_lagging_connection_falls_further_behind(exchange):
@@ -801,25 +801,25 @@ def test_a_lagging_connection_falls_further_behind(exchange):
         lags = []
         for _ in range(120):
             exchange.clock.advance(0.5)
-            lags += [exchange.clock.now_ms() - event["E"] for event in told(ws)]
+            lags += [exchange.clock.now_ms() - event["E"] for event in streamed(ws)]
         assert lags[0] in (5000, 5500)
         assert lags == sorted(lags)
         assert lags[-1] > 15_000
-        assert len(told(other)) > len(lags) + 5
+        assert len(streamed(other)) > len(lags) + 5
         faults.clear()
-        assert len(told(ws)) > 5
+        assert len(streamed(ws)) > 5
 
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_connection_is_cut_in_the_middle_of_the_closes(exchange, is_first):
-    """With RST, when some are told and some are not; the other connection is not concerned."""
+    """With RST, when some are sent and some are not; the other connection is not concerned."""
     names = [f"coin{number}usdt@kline_1m" for number in range(60)]
     exchange.market = Market.random_walk([*(f"COIN{number}/USDT" for number in range(60)), "ETH/USDT"])
     exchange.streams.faults.add("cut_at_close", match=lambda stream: (stream in names) == is_first)
     with connected(exchange, "/stream", *names) as many, connected(exchange, "/stream", ETH) as one:
         to_the_close(exchange)
         assert closed_with(many if is_first else one) is None
-        assert len(closes(told(one if is_first else many))) == (1 if is_first else 60)
+        assert len(closes(streamed(one if is_first else many))) == (1 if is_first else 60)
     reasons = [connection.close_reason for connection in exchange.streams.connections]
     assert reasons.index("cut at a close") == (0 if is_first else 1)
     if is_first:
@@ -835,7 +835,7 @@ def test_handshakes_are_refused(exchange, status):
         pass
     assert isinstance(caught.value, InvalidStatus) == bool(status)
     with connected(exchange, "/stream", BTC) as ws:
-        assert told(ws) == []
+        assert streamed(ws) == []
     assert [attempt.status for attempt in exchange.streams.attempts] == [status, 101]
 
 
@@ -847,7 +847,7 @@ def test_a_mix_spoils_a_share_and_is_the_same_each_time(exchange):
         exchange.streams.faults.mix(0.3, ("no_close", "doubled"), seed=4)
         with connected(exchange, "/stream", BTC) as ws:
             exchange.clock.advance(60 * 40)
-            shares.append(closes(told(ws)))
+            shares.append(closes(streamed(ws)))
         exchange.streams.faults.clear()
     assert shares[0] == shares[1]
     assert 15 < len(set(shares[0])) < 40
@@ -889,7 +889,7 @@ def test_all_connections_can_be_cut(exchange):
         assert closed_with(ws) is closed_with(other) is None
     with connected(exchange, "/stream", BTC) as ws:
         to_the_close(exchange)
-        told(ws)
+        streamed(ws)
         first, second, third = exchange.streams.connections
         assert (first.close_reason, second.close_reason, third.close_reason) == ("cut", "cut", "")
         assert (first.path, first.names, second.path) == ("/stream", (BTC,), "/ws")
@@ -915,7 +915,7 @@ def test_a_stop_ends_the_streams_and_a_start_serves_them_again(exchange):
     assert exchange.stream_url == address
     with connected(exchange, "/stream", BTC) as ws:
         to_the_close(exchange)
-        assert len(closes(told(ws))) == 1
+        assert len(closes(streamed(ws))) == 1
     assert exchange.streams.connections[0].close_reason == "stopped"
 
 
@@ -951,7 +951,7 @@ def test_both_are_served_by_tls(secure, tls):
         assert client.get("/api/v3/time").json() == {"serverTime": NOON_MS}
         with connected(secure, "/stream", BTC, ssl=tls[1]) as ws:
             open_ms = to_the_close(secure)
-            assert closes(told(ws)) == [("BTCUSDT", open_ms)]
+            assert closes(streamed(ws)) == [("BTCUSDT", open_ms)]
             secure.faults.add("reset", path="time")
             with pytest.raises(httpx.TransportError):
                 client.get("/api/v3/time")
@@ -971,10 +971,10 @@ def test_a_stall_leaves_both_sides_open(exchange, secure, tls, is_secure):
             assert relay.stalled.wait(5)
             whole = arriving(ws)
             with connected(served, "/stream", BTC, url=relay.stream_url, **trust) as another:
-                assert told(another) == []
+                assert streamed(another) == []
             assert not served.streams.connections[0].close_reason
             relay.resume()
-            assert candles(whole + told(ws)) == [(open_ms, True), (open_ms + MINUTE_MS, False)]
+            assert candles(whole + streamed(ws)) == [(open_ms, True), (open_ms + MINUTE_MS, False)]
             assert len(whole) < 2
 
 

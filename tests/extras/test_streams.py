@@ -119,9 +119,9 @@ def test_what_comes_by_no_stream_is_refused(came_by):
 # The inbox
 
 
-def deliver(inbox, *told):
+def deliver(inbox, *sent):
     """Put messages in: stream, event time, whether it is a close."""
-    for stream, event_ms, closed in told:
+    for stream, event_ms, closed in sent:
         inbox.deliver(messages.Message(stream, event_ms, (), closed, 0))
 
 
@@ -215,8 +215,8 @@ def test_no_message_is_longer_in_bytes_than_the_exchange_reads(names):
     while subscriptions_:
         sent.append(subscriptions_.next(0))
     assert max((len(text.encode()) for text in sent), default=0) <= 4000
-    told = [name for text in sent for name in json.loads(text)["params"]]
-    assert [name.encode(errors="replace") for name in told] == [
+    names = [name for text in sent for name in json.loads(text)["params"]]
+    assert [name.encode(errors="replace") for name in names] == [
         name.encode(errors="replace") for name in wanted
     ]
 

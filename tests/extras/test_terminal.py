@@ -217,7 +217,7 @@ def commands_of(text):
 
 @pytest.mark.parametrize("how", ["run.sh", "sh", "python"])
 def test_what_the_demo_prints_works_when_it_is_pasted(checkout, tmp_path, how):
-    """From where one stands, whatever config.txt there says, with what the demo was told."""
+    """From where one stands, whatever config.txt there says, with what the demo was given."""
     (checkout / "config.txt").write_text("TIMEFRAME=4h\nREDIS_PREFIX=other\n")
     start = {
         "run.sh": ["./run.sh"],

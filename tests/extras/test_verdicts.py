@@ -1,4 +1,4 @@
-"""What the status tells of gaps and proofs; --verify --json."""
+"""What the status says of gaps and proofs; --verify --json."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def test_the_status_tells_gaps_and_proofs(exchange, redis_url, reader):
         assert (of_btc.reason, of_eth.reason) == (HALTED, LISTED_LATER)
         assert of_btc.known_since == of_eth.known_since == iso_time(written)
         assert (status.gaps_total, set(status.gaps)) == (2, {"BTC/USDT 15m", "ETH/USDT 15m"})
-        told = status.proven["DOGE/USDT 15m"]
-        assert (told.newest_by, told.window, told.window_by) == ("poll", None, None)
+        found = status.proven["DOGE/USDT 15m"]
+        assert (found.newest_by, found.window, found.window_by) == ("poll", None, None)
         feeds = rig.feeds
         rig.service.audit.is_due(feeds, 1 << 62)
         for _ in feeds:
             rig.service.audit.step(feeds)
         status = rig.service.status.snapshot()
-        told = status.proven["DOGE/USDT 15m"]
-        assert (told.window_by, told.newest_by) == ("audit", "audit")
-        assert told.window == status.oldest_window_proof
+        found = status.proven["DOGE/USDT 15m"]
+        assert (found.window_by, found.newest_by) == ("audit", "audit")
+        assert found.window == status.oldest_window_proof
         rig.service.write_status()
         done = run_program("--status", f"--redis={redis_url}", "--max-age=86400", "--symbols=*/*")
         assert f"24 candles, known since {iso_time(written)}" in " ".join(done.stdout.split())

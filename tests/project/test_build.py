@@ -297,7 +297,7 @@ def test_the_config_file_works(built, product, exchange, redis_url, reader, tmp_
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_nohup_survives_its_shell(built, product, exchange, redis_url, tmp_path):
-    """Started with nohup … & from a shell that ends and hangs up, it goes on, and stops when told."""
+    """Started with nohup … & from a shell that ends and hangs up, it goes on, and stops when asked."""
     log = tmp_path / "service.log"
     words = [*command_of(product, built), f"--base-url={exchange.url}", f"--redis={redis_url}"]
     words += [*SHORT, "--interval=1"]
@@ -318,7 +318,7 @@ def test_nohup_survives_its_shell(built, product, exchange, redis_url, tmp_path)
     eventually(lambda: "stopped" in log.read_text())
 
 
-@pytest.mark.skipif(SYSTEM != "linux", reason="only Linux tells a child that its parent died")
+@pytest.mark.skipif(SYSTEM != "linux", reason="only Linux lets a child know that its parent died")
 def test_no_service_outlives_its_launcher(built, exchange, redis_url, tmp_path):
     """SIGKILL to the process that was started ends the service behind it too."""
     arguments = (f"--base-url={exchange.url}", f"--redis={redis_url}", *SHORT)

@@ -326,7 +326,7 @@ def trial(*flags, **environment):
 
 
 def test_the_container_trial_explains_itself():
-    """--help tells the steps, and the flag for where there is no registry."""
+    """--help names the steps, and the flag for where there is no registry."""
     assert "--debian-base" in holds([sys.executable, TRIAL, "--help"]).stdout
 
 

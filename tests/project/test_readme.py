@@ -108,7 +108,7 @@ def test_the_example_file_works_when_keys_are_not_wanted(tmp_path):
 
 
 def test_the_example_file_as_it_is_asks_for_keys(tmp_path):
-    """The placeholders count as missing, and the message tells of both ways out."""
+    """The placeholders count as missing, and the message names both ways out."""
     done = run_program(f"--config={ROOT / 'config.example'}", "--check-config")
     assert done.returncode == 2
     assert "BINANCE_API_KEY: missing; set it, or run without keys" in done.stderr

@@ -39,7 +39,7 @@ def test_a_message_of_a_stream_is_the_same_candle():
     )
 
 
-def told(exchange, interval="15m", count=1000):
+def sent(exchange, interval="15m", count=1000):
     """What the exchange has of the four, by open time."""
     rows = exchange.klines("BTCUSDT", interval, limit=count)
     return {tet.iso_time(row[0]): [float(row[which]) for which in (7, 8, 9, 10)] for row in rows}
@@ -78,7 +78,7 @@ def test_all_fields_are_kept_and_served(exchange, redis_url, reader, caplog):
         assert [each.facts["reason"] for each in lines] == ["it was written with other FIELDS"]
         candles = stored(reader)["candles"]
         assert len(candles) == 96
-        expected = told(exchange)
+        expected = sent(exchange)
         for at, candle in candles.items():
             assert tuple(candle) == ALL.names
             assert [float(candle[name]) for name in MORE] == expected[at]
@@ -87,7 +87,7 @@ def test_all_fields_are_kept_and_served(exchange, redis_url, reader, caplog):
         newest = stored(reader)
         assert (
             float(newest["candles"][newest["last_candle_time"]]["trades"])
-            == [*told(exchange).values()][-1][1]
+            == [*sent(exchange).values()][-1][1]
         )
         address = f"http://127.0.0.1:{rig.config.http_addr[1]}"
         with urllib.request.urlopen(f"{address}/api/candles?symbol=BTCUSDT&format=csv&limit=3") as reply:

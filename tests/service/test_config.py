@@ -229,7 +229,7 @@ def written(text, mode=0o600):
     return path
 
 
-def everything_told(resolved):
+def everything_shown(resolved):
     """All that is ever put before people of a configuration."""
     lines = [tet.shown(name, resolved.config) for name in OPTIONS]
     return "\n".join([*lines, *resolved.warnings, table_of(resolved)])
@@ -306,21 +306,21 @@ def test_every_option_that_can_be_wrong_is_in_the_table():
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name in WRONG for text in WRONG[name]])
 @pytest.mark.parametrize("source", ["flag", "environment", "file"])
 def test_a_bad_value_is_refused_with_name_origin_and_what_is_allowed(name, text, source):
-    """One problem is told, and it names the setting, where the value came from, it, and the remedy."""
+    """There is one problem, and it names the setting, where the value came from, it, and the remedy."""
     option = OPTIONS[name]
     flags = {name: text} if source == "flag" else {}
     environment = {name: text} if source == "environment" else {}
     file = f'# A comment\n{name}="{text}"\n' if source == "file" else None
-    told = problems({**PUBLIC, **flags}, file, **environment) if name != "PUBLIC_DATA" else None
-    if told is None:
+    said = problems({**PUBLIC, **flags}, file, **environment) if name != "PUBLIC_DATA" else None
+    if said is None:
         with pytest.raises(tet.ConfigError) as caught:
             resolve(flags, file, **environment)
-        told = caught.value.problems
+        said = caught.value.problems
     origin = {"flag": f"flag {option.flag}", "environment": "environment", "file": "config.txt line 2"}
     found = "a value that cannot be shown" if option.secret else repr(text)
-    assert len(told) == 1
-    assert told[0].startswith(f"{name} ({origin[source]}): found {found}")
-    assert told[0].endswith(f"; allowed: {option.allowed}")
+    assert len(said) == 1
+    assert said[0].startswith(f"{name} ({origin[source]}): found {found}")
+    assert said[0].endswith(f"; allowed: {option.allowed}")
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -359,10 +359,10 @@ def test_a_choice_may_be_written_in_any_case(name, text, value):
 
 def test_all_problems_are_told_at_once():
     """A problem in each source, one between settings and a line that is no setting: all are listed."""
-    told = problems(
+    said = problems(
         {"REDIS_DB": "x"}, "DATA_DAYS=0\nwhat is this\nTIMEFRAME=1s", BINANCE_MARKET="usdm", LOG_LEVEL="loud"
     )
-    starts = [problem.split(":")[0] for problem in told]
+    starts = [problem.split(":")[0] for problem in said]
     assert starts == [
         "config.txt line 2",
         "REDIS_DB (flag --redis-db)",
@@ -444,22 +444,22 @@ def test_no_secret_is_shown_of_a_good_configuration():
     """Neither the table nor a single setting nor a warning gives a key or password away."""
     given = KEYS | {"REDIS_PASSWORD": "pw-111"}
     resolved = resolve({**given, "REDIS_ADDR": "redis://anna:pw-222@h:1"}, KLINE_TTL="1")
-    told = everything_told(resolved)
+    shown = everything_shown(resolved)
     for secret in (*KEYS.values(), "pw-111", "pw-222"):
-        assert secret not in told
-    assert "redis://***@h:1" in told
+        assert secret not in shown
+    assert "redis://***@h:1" in shown
 
 
 def test_no_secret_is_told_in_a_problem():
     """Keys and passwords that are wrong, or stand on a line that is wrong, are not repeated."""
     given = {"BINANCE_API_KEY": "k-111 x", "BINANCE_SECRET_KEY": "s-222 x", "REDIS_ADDR": "u:p-333@h"}
-    told = problems({}, "REDIS_PASSWORD p-444\nBINANCE_API_KEY: k-555\nKEY_API=k-666", **given)
-    assert len(told) == 5
-    assert not any(secret in " ".join(told) for secret in ("111", "222", "333", "444", "555", "666"))
+    said = problems({}, "REDIS_PASSWORD p-444\nBINANCE_API_KEY: k-555\nKEY_API=k-666", **given)
+    assert len(said) == 5
+    assert not any(secret in " ".join(said) for secret in ("111", "222", "333", "444", "555", "666"))
 
 
 def test_a_missing_secret_shows_as_not_set():
-    """The table tells a secret that is set from one that is not."""
+    """The table shows whether a secret is set."""
     config = public(REDIS_PASSWORD="pw").config
     assert tet.shown("REDIS_PASSWORD", config) == "***"
     assert tet.shown("BINANCE_API_KEY", config) == "not set"
@@ -526,8 +526,8 @@ def test_several_nodes_are_taken_and_their_passwords_are_masked():
 )
 def test_what_does_not_fit_the_mode_of_redis_is_refused(given, problem):
     """One problem, which says what is allowed."""
-    (told,) = problems(**given)
-    assert told.startswith(problem)
+    (said,) = problems(**given)
+    assert said.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ def test_the_address_of_the_exchange(given, address):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "said"),
     [
         (
             {"BINANCE_TESTNET": "true", "BINANCE_DEMO_MODE": "true"},
@@ -579,9 +579,9 @@ def test_the_address_of_the_exchange(given, address):
         ),
     ],
 )
-def test_what_a_market_has_not_is_told(given, told):
+def test_what_a_market_has_not_is_said(given, said):
     """Before anything starts."""
-    assert problems(given) == (told,)
+    assert problems(given) == (said,)
 
 
 @pytest.mark.parametrize("host", ["api.binance.com", "192.168.1.1", "127.0.0.1.example", "localhost.example"])
@@ -651,7 +651,7 @@ def test_user_and_password_in_a_redis_address_are_masked(address, masked):
     """The host is shown; the password never, nor what stands before it, which may be a token."""
     resolved = public(REDIS_ADDR=address)
     assert tet.shown("REDIS_ADDR", resolved.config) == masked
-    assert "w-1" not in everything_told(resolved)
+    assert "w-1" not in everything_shown(resolved)
     assert all("w-1" in secret for secret in resolved.config.secrets if "pw-1:" not in address)
 
 
@@ -707,8 +707,8 @@ def test_a_token_in_a_wrong_address_is_masked(name, text, masked):
 def test_a_token_in_the_path_of_an_address_is_not_shown():
     """A gateway may have its token there; which path it is nobody needs to see."""
     resolved = public(BINANCE_BASE_URL="https://gateway.example/pw-1/x", BINANCE_STREAM_URL="wss://h/pw-1")
-    assert "https://gateway.example/***" in everything_told(resolved)
-    assert "pw-1" not in everything_told(resolved)
+    assert "https://gateway.example/***" in everything_shown(resolved)
+    assert "pw-1" not in everything_shown(resolved)
     (problem,) = problems(BINANCE_BASE_URL="http://h/pw-1", PUBLIC_DATA="false", **KEYS)
     assert "found 'http://h/***'" in problem
 
@@ -859,9 +859,9 @@ def test_a_problem_names_the_line(before, line):
     "line", ["REDIS_DB", "REDIS_DB 5", "REDIS_DB: 5", "=5", 'REDIS_DB="5', "[redis]", "two words=5"]
 )
 def test_a_line_that_is_no_setting_is_a_problem(line):
-    """It is told by its line, with what a setting looks like."""
-    told = problems({}, f"# one\n{line}\n")
-    assert told == ("config.txt line 2: not a setting; allowed: NAME=value, or a comment after #",)
+    """It is named by its line, with what a setting looks like."""
+    said = problems({}, f"# one\n{line}\n")
+    assert said == ("config.txt line 2: not a setting; allowed: NAME=value, or a comment after #",)
 
 
 @pytest.mark.parametrize(
@@ -1021,7 +1021,7 @@ def test_backslashes_that_became_control_characters_elsewhere_are_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "said"),
     [
         ("BINANCE_BASE_URL", "https://api.binance.com/api/v3", "leave out /api/v3"),
         ("BINANCE_BASE_URL", "https://api.binance.com/api/v3/", "leave out /api/v3"),
@@ -1035,10 +1035,10 @@ def test_backslashes_that_became_control_characters_elsewhere_are_warned_of():
         ("BINANCE_STREAM_URL", "wss://stream.binance.com/stream?streams=a@b", "leave out /stream"),
     ],
 )
-def test_a_path_that_the_service_adds_itself_is_refused(name, text, told):
+def test_a_path_that_the_service_adds_itself_is_refused(name, text, said):
     """As the exchange's documentation has it; the sentence says what to leave out."""
     (problem,) = problems(**{name: text})
-    assert told in problem
+    assert said in problem
 
 
 def test_a_path_of_a_gateway_is_kept():
@@ -1053,7 +1053,7 @@ def test_a_path_of_a_gateway_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "said"),
     [
         ("BTCUSDT_251226", "BTCUSDT_251226 is a delivery contract"),
         ("btcusdt-251226", "btcusdt-251226 is a delivery contract"),
@@ -1067,10 +1067,10 @@ def test_a_path_of_a_gateway_is_kept():
         ("BINANCE:BTCUSDT", "is TradingView's name"),
     ],
 )
-def test_a_contract_is_told_as_what_it_is(text, told):
+def test_a_contract_is_named_as_what_it_is(text, said):
     """Beside a pair that is right, with what is kept instead."""
     (problem,) = problems(SYMBOLS=f"ETH/USDT,{text}")
-    assert told in problem
+    assert said in problem
     assert "BINANCE_MARKET=usdm" in problem or "BTCUSDT" in problem
 
 
@@ -1112,7 +1112,7 @@ def test_a_secret_that_others_may_read_is_warned_of(text, mode, warned):
     ],
 )
 def test_a_file_that_cannot_be_read_is_a_problem(path, reason):
-    """A missing file, a directory and what is no text are told as such."""
+    """A missing file, a directory and what is no text are named as such."""
     Path("latin1.txt").write_bytes("REDIS_PASSWORD=geheim-ß".encode("latin-1"))
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         Path(f"{encoding}.txt").write_text("REDIS_DB=3\n", encoding=encoding)
@@ -1184,15 +1184,15 @@ def run(*arguments):
 
 
 def test_help_names_every_flag():
-    """--help ends with 0 and tells of each flag and of the defaults."""
+    """--help ends with 0 and has each flag and of the defaults."""
     result = run("--help")
     assert result.exit_code == 0
     flags = [option.flag for option in tet.OPTIONS if option.flag]
-    told = result.output.split()
+    words = result.output.split()
     assert [
-        flag for flag in [*flags, "--config", "--once", "--check-config", "--version"] if flag not in told
+        flag for flag in [*flags, "--config", "--once", "--check-config", "--version"] if flag not in words
     ] == []
-    assert "[localhost:6379]" in told
+    assert "[localhost:6379]" in words
 
 
 def test_version_is_the_module_version():

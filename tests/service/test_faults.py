@@ -253,7 +253,7 @@ def test_a_pause_is_shown_and_outlives_a_restart(exchange, redis_url, reader):
 
 
 def paused_status(reader):
-    """The status once it tells of a pause."""
+    """The status once it has a pause."""
     status = json.loads(reader.get("tet:system:status") or "{}")
     return status if status.get("paused_until") else None
 
@@ -314,8 +314,8 @@ def test_a_451_says_what_helps_and_asks_every_five_minutes(exchange, redis_url, 
     later = [t for t in times if t > times[0] + 30]
     assert later
     assert all(b - a >= 299 for a, b in pairwise(later)), times
-    told = [record for record in caplog.records if record.message == "refused by binance, pausing"]
-    assert "BINANCE_BASE_URL" in told[0].facts["reason"]
+    logged = [record for record in caplog.records if record.message == "refused by binance, pausing"]
+    assert "BINANCE_BASE_URL" in logged[0].facts["reason"]
 
 
 @pytest.mark.parametrize("latency_seconds", [0.0, 0.05])
@@ -329,7 +329,7 @@ def test_the_first_requests_tell_how_far_away_the_exchange_is(exchange, redis_ur
 
 
 def test_an_exchange_that_refuses_at_once_is_not_taken_for_a_near_one():
-    """Only what came through tells how long a request takes."""
+    """Only what came through shows how long a request takes."""
     config = settings(BINANCE_BASE_URL=f"http://127.0.0.1:{unused_port()}", API_REQUESTS_PER_SEC=100)
     with tet.connect_http(config) as http:
         binance = tet.Binance(config, tet.Clock(), http)

@@ -36,7 +36,7 @@ def test_the_program_stops_asking(exchange, redis_url, tmp_path, why, status, bo
     arguments = ["--public", "--symbols=BTC/USDT", f"--base-url={exchange.url}", f"--redis={redis_url}"]
     with Running(tmp_path, *arguments) as program:
         eventually(lambda: program.says(event))
-        time.sleep(1.2)  # nothing happens, which no event tells
+        time.sleep(1.2)  # nothing happens, which no event shows
         assert len(exchange.requests) == 1
         assert f"HTTP {status}" in program.log.read_text()
 

@@ -71,8 +71,8 @@ class Updates:
     def _listen(self):
         while not self._stop.is_set():
             if message := self._channel.get_message(timeout=0.1):
-                told = json.loads(message["data"])
-                name = f"{told['symbol']} {told['timeframe']}"
+                news = json.loads(message["data"])
+                name = f"{news['symbol']} {news['timeframe']}"
                 self.times.setdefault(name, []).append(time.monotonic())
 
     def count(self, name):

@@ -461,7 +461,7 @@ def test_a_repair_by_other_settings_is_refused(exchange, redis_url, reader, tmp_
 
 
 def test_a_second_one_that_is_alike_is_said_once_in_both(exchange, redis_url, reader, caplog):
-    """With what tells it, in log and status; members of a group are no strangers."""
+    """With its pid and the remedy, in log and status; members of a group are no strangers."""
     with started(exchange, redis_url) as one, started(exchange, redis_url) as other:
         for rig in (one, other) * 3:
             look(rig)
@@ -494,8 +494,8 @@ def test_two_markets_share_a_database_by_prefixes(exchange, redis_url, reader, t
         heard.subscribe("usdm:updates")
         assert run_program(*spot).returncode == 0
         assert run_program(*futures).returncode == 0
-        told = eventually(lambda: heard.get_message(ignore_subscribe_messages=True))
-        assert json.loads(told["data"])["symbol"] == "BTC/USDT"
+        news = eventually(lambda: heard.get_message(ignore_subscribe_messages=True))
+        assert json.loads(news["data"])["symbol"] == "BTC/USDT"
     kinds = {key.partition(":")[0] for key in reader.keys("*")}
     assert kinds == {"tet", "usdm"}
     assert set(reader.keys("usdm:*")) == {

@@ -137,12 +137,12 @@ def test_the_weight_of_a_minute_adds_up():
     assert budget.used == 60
 
 
-@pytest.mark.parametrize(("told", "used"), [(70, 70), (10, 40), (0, 40)])
-def test_the_count_of_the_exchange_only_raises_ours(told, used):
+@pytest.mark.parametrize(("theirs", "used"), [(70, 70), (10, 40), (0, 40)])
+def test_the_count_of_the_exchange_only_raises_ours(theirs, used):
     """What others behind the same address have used counts; a late, lower count takes nothing back."""
     budget = tet.WeightBudget(100)
     budget.spend(40, NOW_MS)
-    budget.learn(told, NOW_MS, NOW_MS + 500)
+    budget.learn(theirs, NOW_MS, NOW_MS + 500)
     assert budget.used == used
 
 
@@ -225,7 +225,7 @@ def gate(clock):
 
 @pytest.fixture
 def other():
-    """Another thread, which does what it is told and no more."""
+    """Another thread, which does what it is given and no more."""
     with ThreadPoolExecutor(1) as thread:
         yield lambda act, *arguments: thread.submit(act, *arguments).result(10)
 
@@ -338,7 +338,7 @@ def test_a_shorter_pause_does_not_cut_a_longer_one(clock, gate):
 
 @pytest.mark.parametrize(("second", "news"), [(60, False), (60.5, False), (61.5, True), (5, False)])
 def test_only_a_longer_pause_is_news(gate, second, news):
-    """The same 429 met by twelve threads is told once."""
+    """The same 429 met by twelve threads is logged once."""
     assert gate.pause(60, "429") is True
     assert gate.pause(second, "429") is news
 

@@ -44,8 +44,8 @@ def columns(text):
 
 def asked(port, path, **query):
     """What the service answers to a browser, which percent-encodes."""
-    told = "&".join(f"{name}={quote(text, safe='')}" for name, text in query.items())
-    with urlopen(f"http://127.0.0.1:{port}{quote(path)}?{told}") as answer:
+    asked = "&".join(f"{name}={quote(text, safe='')}" for name, text in query.items())
+    with urlopen(f"http://127.0.0.1:{port}{quote(path)}?{asked}") as answer:
         return answer.read().decode()
 
 
@@ -58,12 +58,12 @@ def live_feeds(port):
 
 def are_announced(channel):
     """Whether Redis has announced them all."""
-    told = set()
+    heard = set()
 
     def look():
         message = channel.get_message(timeout=1)
-        told.update([json.loads(message["data"])["symbol"]] if message else [])
-        return told >= set(NAMES)
+        heard.update([json.loads(message["data"])["symbol"]] if message else [])
+        return heard >= set(NAMES)
 
     eventually(look)
     return True

@@ -31,9 +31,9 @@ def warnings(text, event="odd row"):
 def truth(exchange, value, timeframe="15m"):
     """The exchange's own candles from where a value begins, without those that are off the grid."""
     frame = tet.TIMEFRAMES[timeframe]
-    told = expected_candles(exchange, "BTCUSDT", timeframe, parse_iso_time(value["data_start"]))
-    at_ms = {at: parse_iso_time(at) for at in told}
-    return {at: candle for at, candle in told.items() if frame.floor(at_ms[at]) == at_ms[at]}
+    sent = expected_candles(exchange, "BTCUSDT", timeframe, parse_iso_time(value["data_start"]))
+    at_ms = {at: parse_iso_time(at) for at in sent}
+    return {at: candle for at, candle in sent.items() if frame.floor(at_ms[at]) == at_ms[at]}
 
 
 AT_ONCE = ("early_close", "exponents", "numbers", "minus_zero")

@@ -124,7 +124,7 @@ def test_the_reason_names_what_counts(hour, factor, words):
 
 
 def test_failures_make_the_interval_longer():
-    """As the status tells."""
+    """As the status has it."""
     interval = Interval(settings())
     before = interval.seconds(NOON_MS)
     interval.cycle_ended(1.0)

@@ -59,11 +59,11 @@ def test_a_redis_that_evicts_is_said_and_not_filled_for_ever(exchange, tmp_path,
             worker = in_background(cycle)
             eventually(lambda: rig.service.writer.losses.evicting, 30)
 
-            def told():
+            def reasons_shown():
                 reasons = str(rig.service.status.health().reasons)
                 return reasons if "Redis evicts" in reasons else ""  # it may be full in between
 
-            reasons = eventually(told)
+            reasons = eventually(reasons_shown)
             before = received(client)
             cycles.wait(1.5)  # a minute of the service's time
             assert received(client) - before < 2 * MB

@@ -97,13 +97,13 @@ def test_no_secret_is_told_whatever_goes_wrong(exchange, redis_url, reader, tmp_
     arguments = ["--once", f"--config={config}", f"--base-url={exchange.url}", "--symbols=BTC/USDT"]
     arguments += ["--days=2", f"--log-level={level}", f"--log-format={style}"]
     with_password = redis_url.replace("redis://", f"redis://:{password}@")
-    told = run_program(*arguments, f"--redis={redis_url}").stderr
-    told += run_program(*arguments, f"--redis={with_password}").stderr
-    told += run_program(*arguments, f"--redis={redis_url}", REDIS_PASSWORD=password).stderr
-    told += run_program(*arguments, f"--redis={with_password}", "--check-config").stdout
-    told += "".join(reader.get(name) for name in reader.scan_iter())
-    assert told
-    assert not [text for text in SECRETS if text in told]
+    said = run_program(*arguments, f"--redis={redis_url}").stderr
+    said += run_program(*arguments, f"--redis={with_password}").stderr
+    said += run_program(*arguments, f"--redis={redis_url}", REDIS_PASSWORD=password).stderr
+    said += run_program(*arguments, f"--redis={with_password}", "--check-config").stdout
+    said += "".join(reader.get(name) for name in reader.scan_iter())
+    assert said
+    assert not [text for text in SECRETS if text in said]
 
 
 def test_a_traceback_has_no_secret_in_it():
@@ -225,7 +225,7 @@ def test_no_proxy_of_another_scheme_or_host_changes_nothing(proxy_asked, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("name", "proxy", "told"),
+    ("name", "proxy", "said"),
     [
         ("HTTPS_PROXY", "ftp://user:geheim@127.0.0.1:9", "found 'ftp://***@127.0.0.1:9'"),
         ("https_proxy", "http://user:geheim@127.0.0.1:none", "found 'http://***@***'"),
@@ -241,7 +241,7 @@ def test_no_proxy_of_another_scheme_or_host_changes_nothing(proxy_asked, monkeyp
     ],
 )
 @pytest.mark.parametrize("live", ["false", "true"])
-def test_a_proxy_that_cannot_be_used_is_a_clear_error(name, proxy, told, live, monkeypatch):
+def test_a_proxy_that_cannot_be_used_is_a_clear_error(name, proxy, said, live, monkeypatch):
     """Before anything starts: the one variable that names it, and the remedy, but not its password."""
     monkeypatch.setenv(name, proxy)
     rest = (
@@ -251,7 +251,7 @@ def test_a_proxy_that_cannot_be_used_is_a_clear_error(name, proxy, told, live, m
     with pytest.raises(tet.ConfigError) as caught, tet.connect_http(config):
         pass
     assert str(caught.value).startswith(f"{name} (environment): found ")
-    assert told in str(caught.value)
+    assert said in str(caught.value)
     assert not re.search("ge.?heim", str(caught.value))
 
 
@@ -273,14 +273,14 @@ def test_a_proxy_that_cannot_be_used_ends_the_program_with_2(redis_url):
 def test_a_proxy_that_fails_is_named_by_its_variable(proxy_asked, free_port, monkeypatch, name, form):
     """Whether it does not answer or refuses, with a user alone, a path, quotes: never with its secrets."""
     address, asked = proxy_asked
-    for where, told in (
+    for where, said in (
         (f"127.0.0.1:{free_port}", "does not answer: connection refused"),
         (address, "refuses: 403"),
     ):
         monkeypatch.setenv(name, form.format(where))
         with pytest.raises(tet.TransientError) as caught:
             ask_the_time("https://binance.invalid")
-        assert str(caught.value).startswith(f"the proxy http://***@{where} {told}")
+        assert str(caught.value).startswith(f"the proxy http://***@{where} {said}")
         assert str(caught.value).endswith(f"({name})")
         assert not re.search("geh", str(caught.value))
     assert asked
@@ -303,18 +303,18 @@ def test_a_streams_proxy_is_asked_and_its_secrets_are_not_told(
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "said"),
     [
         ("http://127.0.0.1:{}", "http://127.0.0.1:{} does not answer: connection refused (BINANCE_BASE_URL)"),
         ("https://binance.invalid", "https://binance.invalid does not answer: "),
         ("http://127.0.0.1:{}/geheim", "http://127.0.0.1:{} does not answer: connection refused"),
     ],
 )
-def test_an_exchange_that_does_not_answer_is_named_with_its_setting(url, told, free_port):
+def test_an_exchange_that_does_not_answer_is_named_with_its_setting(url, said, free_port):
     """The address, in words what is wrong, and BINANCE_BASE_URL; no path, which may have a token in it."""
     with pytest.raises(tet.TransientError) as caught:
         ask_the_time(url.format(free_port))
-    assert str(caught.value).startswith(told.format(free_port))
+    assert str(caught.value).startswith(said.format(free_port))
     assert str(caught.value).endswith("(BINANCE_BASE_URL)")
     assert "geheim" not in str(caught.value)
 
@@ -323,14 +323,14 @@ def test_a_token_in_the_exchanges_address_is_told_nowhere(exchange, redis_url, r
     """Neither in the log at its most talkative, nor in what is kept in Redis, a pause included."""
     given = (f"--base-url={exchange.url}/geheim", f"--redis={redis_url}", "--symbols=BTC/USDT")
     done = run_program("--public", "--once", "--log-level=debug", *given)
-    told = done.stderr + run_program("--public", "--check-config", *given).stdout
+    said = done.stderr + run_program("--public", "--check-config", *given).stdout
     config = settings(BINANCE_BASE_URL=f"{exchange.url}/geheim", REDIS_ADDR=redis_url)
     with closing(tet.Store(config, tet.Clock(), tet.connect_redis(config))) as store:
         store.save_pause(10_000, 600, "banned")
         assert store.load_pause()
-    told += "".join(reader.get(name) for name in reader.scan_iter())
-    assert exchange.url in told
-    assert "geheim" not in told
+    said += "".join(reader.get(name) for name in reader.scan_iter())
+    assert exchange.url in said
+    assert "geheim" not in said
 
 
 def test_a_certificate_file_that_is_not_there_is_a_clear_error(redis_url):

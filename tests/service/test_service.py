@@ -493,11 +493,11 @@ def test_a_write_is_announced(exchange, redis_url, reader):
             rig.refresh()
         heard = []
         eventually(lambda: heard.append(channel.get_message()) or sum(map(bool, heard)) == 3)
-    told = [json.loads(message["data"]) for message in heard if message]
-    assert [message["candle_closed"] for message in told] == [False, True, False]
-    assert told[1]["symbol"] == "BTC/USDT"
-    assert told[1]["timeframe"] == "15m"
-    assert told[1]["last_candle_time"] == "2026-01-15T12:15:00Z"
+    news = [json.loads(message["data"]) for message in heard if message]
+    assert [message["candle_closed"] for message in news] == [False, True, False]
+    assert news[1]["symbol"] == "BTC/USDT"
+    assert news[1]["timeframe"] == "15m"
+    assert news[1]["last_candle_time"] == "2026-01-15T12:15:00Z"
 
 
 def test_the_status_has_what_the_contract_names(exchange, redis_url, reader):

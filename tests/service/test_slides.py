@@ -46,26 +46,26 @@ class Follower:
         self._channel = client.pubsub(ignore_subscribe_messages=True)
         self._channel.subscribe("tet:updates")
         self._channel.get_message(timeout=5)
-        self.fields, self.candles, self.reads, self.told = {}, {}, 0, []
+        self.fields, self.candles, self.reads, self.heard = {}, {}, 0, []
 
     def hear(self):
-        """Apply what has been told; one that does not follow what is held is an error."""
+        """Apply what has been announced; one that does not follow what is held is an error."""
         while message := self._channel.get_message(timeout=0.2):
             self.apply(json.loads(message["data"]))
 
-    def apply(self, told):
+    def apply(self, news):
         """Apply one announcement."""
-        self.told.append(told)
-        if "follows" not in told:
-            assert "candles" not in told
+        self.heard.append(news)
+        if "follows" not in news:
+            assert "candles" not in news
             self.reads += 1
             self.fields = json.loads(self._client.get(self._key))
             self.candles = json.loads(self.fields.pop("ohlcv_data"))
             return
-        assert told["follows"] == self.fields["last_update"]
-        self.candles |= {at: dict(zip(OHLCV, values, strict=True)) for at, *values in told["candles"]}
-        self.candles = {at: each for at, each in self.candles.items() if at >= told["data_start"]}
-        self.fields = {name: told[name] for name in self.fields}
+        assert news["follows"] == self.fields["last_update"]
+        self.candles |= {at: dict(zip(OHLCV, values, strict=True)) for at, *values in news["candles"]}
+        self.candles = {at: each for at, each in self.candles.items() if at >= news["data_start"]}
+        self.fields = {name: news[name] for name in self.fields}
 
     def is_right(self):
         """Whether that gave what Redis has, to the order of candles and fields."""
@@ -111,7 +111,7 @@ def server(kind, tmp_path):
     else:
         if not memory_store.is_available():
             pytest.skip("no fakeredis with lupa")
-        running = memory_store.MemoryStore(tmp_path, lambda *told, **facts: None, [unused_port()])
+        running = memory_store.MemoryStore(tmp_path, lambda *said, **facts: None, [unused_port()])
         running.start()
         with redis.Redis(port=running.port, db=1, decode_responses=True) as client:
             yield f"redis://127.0.0.1:{running.port}", client
@@ -136,12 +136,12 @@ def test_a_close_sends_what_changed(exchange, tmp_path, kind):
         assert is_true(exchange, stored(client))
         assert client.get(KEY).startswith('{"ohlcv_data":"{    ')
         assert (len(whole), follower.reads, client.strlen(KEY)) == (0, 1, length)
-        assert sum(told["candle_closed"] for told in follower.told) == 4
+        assert sum(news["candle_closed"] for news in follower.heard) == 4
         if has_figures:
             calls = client.info("commandstats")["cmdstat_setrange"]["calls"]
             statuses, sent = renames(client), received(client)
-            assert 12 <= calls <= 2 * len(follower.told) + 4
-            assert sent < 2_000 * (len(follower.told) - 1) + 4_000 * statuses
+            assert 12 <= calls <= 2 * len(follower.heard) + 4
+            assert sent < 2_000 * (len(follower.heard) - 1) + 4_000 * statuses
             assert client.memory_usage(KEY) == held <= 1.15 * length
 
 
@@ -191,7 +191,7 @@ def test_the_window_slides_until_the_blanks_are_used_up_and_on(exchange, redis_u
         assert follower.is_right()
         assert (len(whole), follower.reads) == (0, 1)
         assert 1 <= sum(anew) <= 5
-        assert len([told for told in follower.told if told["candle_closed"]]) >= 25
+        assert len([news for news in follower.heard if news["candle_closed"]]) >= 25
 
 
 def test_several_candles_leave_at_once_after_a_pause(exchange, redis_url, reader):
@@ -204,7 +204,7 @@ def test_several_candles_leave_at_once_after_a_pause(exchange, redis_url, reader
             slide(rig, 10 * STEP)
             follower.hear()
             assert follower.is_right()
-            assert len(follower.told[1]["candles"]) == 11
+            assert len(follower.heard[1]["candles"]) == 11
             assert whole == []
         assert is_true(exchange, stored(reader))
 
@@ -239,9 +239,9 @@ def test_an_announcement_is_as_the_api_tells_candles(exchange, redis_url, reader
         slide(rig)
         follower.hear()
         value = stored(reader)
-        told = follower.told[1]
+        news = follower.heard[1]
         image = rig.feeds[0].image
-    assert told == {
+    assert news == {
         "symbol": "BTC/USDT",
         "candle_closed": True,
         **{name: value[name] for name in value if name not in ("ohlcv_data", "candles")},
@@ -250,7 +250,7 @@ def test_an_announcement_is_as_the_api_tells_candles(exchange, redis_url, reader
     }
     from tet_extras.web.answers import candle_rows
 
-    assert told["candles"] == candle_rows(image, 2, closed=False)
+    assert news["candles"] == candle_rows(image, 2, closed=False)
 
 
 def test_two_writes_in_a_second_are_two_steps_or_one(exchange, redis_url, reader):
@@ -268,11 +268,11 @@ def test_two_writes_in_a_second_are_two_steps_or_one(exchange, redis_url, reader
         slide(rig, 0)
         slide(rig, 1)
         followers[0].hear()
-        heard = followers[0].told[1:]
-        assert [told["last_update"] for told in heard].count(heard[0]["last_update"]) >= 3
-        missed = next(n for n, told in enumerate(heard) if "101.5" in str(told["candles"]))
-        for told in heard[:missed] + heard[missed + 1 :]:
-            followers[1].apply(told)
+        heard = followers[0].heard[1:]
+        assert [news["last_update"] for news in heard].count(heard[0]["last_update"]) >= 3
+        missed = next(n for n, news in enumerate(heard) if "101.5" in str(news["candles"]))
+        for news in heard[:missed] + heard[missed + 1 :]:
+            followers[1].apply(news)
         assert followers[0].is_right()
         assert followers[1].is_right()
 
@@ -397,15 +397,15 @@ def test_status_shows_the_last_price_behind_any_blanks(exchange, redis_url, read
 
 
 def close_all(exchange, rigs):
-    """Let a candle of each feed close, as its stream tells it."""
+    """Let a candle of each feed close, as it is streamed."""
     exchange.clock.advance(STEP)
     for rig in rigs:
         rig.binance.sync_clock()
         for feed in rig.feeds:
             symbol = feed.pair.symbol
             first_ms = feed.series.closed_end_ms
-            candles = dict(rig.service.fetcher.window(feed.pair, feed.timeframe, first_ms, first_ms))
-            assert feed.streamed(candles[first_ms].candles, True, 192, rig.clock.now_ms()), symbol
+            candles = dict(rig.service.fetcher.window(feed, first_ms, first_ms))
+            assert feed.streamed(candles[first_ms].candles, True, rig.clock.now_ms()), symbol
 
 
 def test_closes_of_the_same_moment_share_a_round_trip(exchange, redis_url, reader):

@@ -130,7 +130,7 @@ def test_a_replica_is_not_written_and_said_to_be_one(exchange, tmp_path):
     [("wrong-pw-123", "check REDIS_USERNAME and REDIS_PASSWORD"), ("", "set REDIS_PASSWORD")],
 )
 def test_a_wrong_password_is_named_and_never_shown(exchange, tmp_path, password, remedy):
-    """The error tells the setting to mend and has no password in it."""
+    """The error names the setting to mend and has no password in it."""
     with own_server(tmp_path) as (server, client):
         client.config_set("requirepass", "right-pw-456")
         given = {"REDIS_PASSWORD": password} if password else {}
@@ -242,8 +242,8 @@ def test_another_programs_system_key_is_left_alone_and_named(exchange, redis_url
         rig.service.bulletin.paused()
     assert reader.lrange(key, 0, -1) == ["precious"]
     assert stored(reader)["candle_count"] == 192
-    told = [record.message for record in caplog.records if "another program" in record.message]
-    assert told == [
+    logged = [record.message for record in caplog.records if "another program" in record.message]
+    assert logged == [
         f"Redis key {key} holds a list of another program; rename or delete it, or choose another REDIS_DB "
         "or REDIS_PREFIX"
     ]
@@ -322,10 +322,10 @@ def test_a_slow_cycle_and_many_failures_are_said(exchange, redis_url, reader, ca
         exchange.faults.always("500")
         exchange.latency_seconds = 0.03
         rig.refresh()
-        told = json.loads(reader.get("tet:system:status"))["warnings"]
-    assert any("MAX_UPDATE_TIME 1 s" in warning for warning in told)
-    assert any("1 of 1 updates failed, more than MAX_FAILURE_RATE 0.1" in warning for warning in told)
-    assert set(told) <= set(caplog.messages)
+        shown = json.loads(reader.get("tet:system:status"))["warnings"]
+    assert any("MAX_UPDATE_TIME 1 s" in warning for warning in shown)
+    assert any("1 of 1 updates failed, more than MAX_FAILURE_RATE 0.1" in warning for warning in shown)
+    assert set(shown) <= set(caplog.messages)
 
 
 def test_threads_and_connections_stay_bounded(exchange, redis_url):

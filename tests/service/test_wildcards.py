@@ -63,7 +63,7 @@ def test_what_does_not_trade_or_is_no_pair_is_not_meant():
 
 @given(st.integers(1, 9), st.booleans())
 def test_max_symbols_bounds_what_wildcards_bring(most, named):
-    """What is left out is told; what was named is never left out."""
+    """What is left out is named; what was named is never left out."""
     names, left_out, _ = meant("DOGE/USDC,BNB/BTC,*/*" if named else "*/*", most)
     assert len(names) == min(len(NAMES), max(most, 2 if named else 0))
     assert sorted(names + left_out) == sorted(NAMES)

@@ -173,8 +173,8 @@ def test_an_instance_that_slept_does_not_write_over_a_newer_value(exchange, redi
         exchange.clock.advance(MINUTE)
         slow.binance.sync_clock()
         began = slow_feed.series
-        for page in slow.service.fetcher.pages(slow_feed.pair, TF, began, True, 0):
-            slow_feed.fetched(page, began, 192, slow.clock.now_ms())
+        for page in slow.service.fetcher.pages(slow_feed, began, True):
+            slow_feed.fetched(page, began, slow.clock.now_ms())
         later(quick, HOUR)
         newer = reader.get(KEY)
         slow.binance.sync_clock()

@@ -26,10 +26,6 @@ class Settings(Protocol):
         """Seconds."""
 
     @property
-    def data_days(self) -> int:
-        """How long the window is."""
-
-    @property
     def closed_only(self) -> bool:
         """Whether forming candles are left out."""
 
@@ -88,8 +84,7 @@ class Showing:
             return None  # damaged: it is fetched anew
 
     def _image(self, feed: Feed, series: Series) -> Image | None:
-        wanted = feed.timeframe.candles_in_days(self.settings.data_days)
         try:
-            return make_image(series, wanted, feed.fetched_ms, self.settings.closed_only)
+            return make_image(series, feed.wanted, feed.fetched_ms, self.settings.closed_only)
         except StoredValueError:
             return None  # not one closed candle yet
