@@ -5,8 +5,8 @@
 
 For each number of pairs the simulated exchange, a Valkey server and the service with LIVE are started, each a
 process of its own, then headless Chromium opens the table, sorts it by 24 h, is left alone for so many
-seconds, and turns the wheel twenty times. A look before these, which counts as "first", finds a service that
-nobody has looked at yet. Told are the medians of the repeats: seconds from the start of the navigation until
+seconds, and turns the wheel forty times down and up again. A look before these, which counts as "first", finds a service that
+nobody has looked at yet. Printed are the medians of the repeats: seconds from the start of the navigation until
 all rows stand; the longest task of the page's thread after that; frames while scrolling, at p99 and the
 longest; how often the page was laid out while nobody touched it; the CPU of the renderer then, as a share of
 one core, and how much of that its main thread had, the rest being mostly the raster, which is software here;
@@ -42,7 +42,7 @@ HEADS = (
 )
 IDLE_SECONDS = 8.0
 REPEATS = 3
-WHEEL_STEPS = 20
+WHEEL_STEPS = 40  # down, and as many up again: some 4 s, so that 1 % of the frames are several
 FILL_SECONDS = 120.0
 MOST_TASK_MS, MOST_FRAME_MS, MOST_SHARE, MOST_LOAD_SECONDS = 100.0, 33.5, 0.10, 1.0
 FLAGS = (
@@ -151,9 +151,10 @@ def look(browser: Any, url: str, service: int, pairs: int, seconds: float) -> Re
     after = layouts(counters)
     page.mouse.move(640, 500)
     page.evaluate(FRAMES)
-    for _ in range(WHEEL_STEPS):
-        page.mouse.wheel(0, 400)
-        time.sleep(0.05)
+    for way in (400, -400):
+        for _ in range(WHEEL_STEPS):
+            page.mouse.wheel(0, way)
+            time.sleep(0.05)
     frames = sorted(page.evaluate("() => { cancelAnimationFrame(window.noting); return frames; }"))
     began = time.monotonic()
     page.screenshot()

@@ -26,6 +26,7 @@ from rig import (
 from samples import HOUR, MINUTE
 
 import tet_data_service as tet
+from tet_extras.workers import BESIDE
 
 # Redis goes away
 
@@ -329,7 +330,7 @@ def test_a_slow_cycle_and_many_failures_are_said(exchange, redis_url, reader, ca
 
 
 def test_threads_and_connections_stay_bounded(exchange, redis_url):
-    """However many cycles run, there are no more workers and connections than asked for."""
+    """However many cycles run: as many as asked for, and those beside the updates."""
     before = set(threading.enumerate())
     with started(exchange, redis_url, CONCURRENT_REQUESTS=3, SYMBOLS="BTC/USDT,ETH/USDT,DOGE/USDT") as rig:
         rig.binance.gate._bucket.rate = 1e6
@@ -337,5 +338,5 @@ def test_threads_and_connections_stay_bounded(exchange, redis_url):
             rig.refresh()
         ours = [thread.name for thread in set(threading.enumerate()) - before]
         ours = [name for name in ours if "process_request_thread" not in name]  # those are the exchange's
-        assert len(ours) <= 3, ours
-        assert exchange.connections <= 4
+        assert len(ours) <= 3 + BESIDE, ours
+        assert exchange.connections <= 3 + BESIDE
