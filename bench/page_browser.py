@@ -5,14 +5,15 @@
 
 For each number of pairs the simulated exchange, a Valkey server and the service with LIVE are started, each a
 process of its own, then headless Chromium opens the table, sorts it by 24 h, is left alone for so many
-seconds, and turns the wheel forty times down and up again. A look before these, which counts as "first", finds a service that
-nobody has looked at yet. Printed are the medians of the repeats: seconds from the start of the navigation until
-all rows stand; the longest task of the page's thread after that; frames while scrolling, at p99 and the
-longest; how often the page was laid out while nobody touched it; the CPU of the renderer then, as a share of
-one core, and how much of that its main thread had, the rest being mostly the raster, which is software here;
-the service's CPU in the same time; how many nodes the document has; and how long a screenshot takes. Exit
-code 1 when a goal is missed. The short form (--seconds below 8) says little, judges nothing and writes
-nothing; a whole run renews its lines in `bench/page_browser.txt`. Needs Chromium and Playwright.
+seconds, and turns the wheel forty times down and up again. A look before these, which counts as "first",
+finds a service that nobody has looked at yet. Printed are the medians of the repeats: seconds from the start
+of the navigation until all rows stand; the longest task of the page's thread after that; frames while
+scrolling, at p99 and the longest; how often the page was laid out while nobody touched it; the CPU of the
+renderer then, as a share of one core, and how much of that its main thread had, the rest being mostly the
+raster, which is software here; the service's CPU in the same time; how many nodes the document has; and how
+long a screenshot takes. Exit code 1 when a goal is missed. The short form (--seconds below 8) says little,
+judges nothing and writes nothing; a whole run renews its lines in `bench/page_browser.txt`. Needs Chromium
+and Playwright.
 """
 
 from __future__ import annotations
