@@ -88,7 +88,7 @@ class ThreadSampler(Sampler):
 
     def start(self) -> None:
         """Begin; who waits for the interpreter is to get it soon, for what it sees is else what has ended."""
-        sys.setswitchinterval(LOOK_SECONDS / 10)
+        sys.setswitchinterval(1e-6)
         threading.Thread(target=self._look, name="sampler", daemon=True).start()
 
     def _look(self) -> None:

@@ -88,6 +88,9 @@ class Showing:
             return None  # damaged: it is fetched anew
 
     def _image(self, feed: Feed, series: Series) -> Image | None:
+        image = feed.image  # what Redis has is the same as soon as it is written, and is made already
+        if image and image.series is series and image.dated_ms == feed.fetched_ms:
+            return image
         wanted = feed.timeframe.candles_in_days(self.settings.data_days)
         try:
             return make_image(series, wanted, feed.fetched_ms, self.settings.closed_only)
