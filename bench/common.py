@@ -138,12 +138,15 @@ class Exchange:
     """The simulated exchange as a process of its own, its candles worked out before it answers.
 
     Its time starts ``after_seconds`` after the last close of the timeframe, so that a benchmark knows
-    when the next candle closes. ``ahead_ms`` is its lead over the local clock.
+    when the next candle closes. ``ahead_ms`` is its lead over the local clock, at first where its time passes
+    ``speed`` times as fast.
     """
 
-    def __init__(self, pairs: list[str], timeframe: str, candles: int, after_seconds: float) -> None:
+    def __init__(
+        self, pairs: list[str], timeframe: str, candles: int, after_seconds: float, speed: float = 1.0
+    ) -> None:
         command = [sys.executable, str(ROOT / "bench" / "exchange.py")]
-        command += [",".join(pairs), timeframe, str(candles), str(after_seconds)]
+        command += [",".join(pairs), timeframe, str(candles), str(after_seconds), str(speed)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self._answer()
         self.url, self.ahead_ms, self.warm_seconds = ready["url"], ready["ahead_ms"], ready["warm_seconds"]
