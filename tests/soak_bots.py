@@ -184,8 +184,8 @@ class Run:
             self.wrong.append(f"{pair}: a close is told {(now_ms - end_ms) / 1000:.0f} s late")
 
     def _count_requests(self) -> None:
-        asked = self.exchange.asked("")
-        self.exchange.clear()
+        asked = self.exchange.requests[:]
+        del self.exchange.requests[: len(asked)]  # what has come since then is counted the next time
         for request in asked:
             self.seen["requests at the exchange"] += 1
             self.seen["refused by a ban"] += request.status == 418
