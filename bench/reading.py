@@ -81,8 +81,8 @@ def running(names: list[str]) -> Iterator[tuple[Exchange, int]]:
         flags = ["--symbols=" + ",".join(names), "--requests-per-sec=50"]
         flags += ["--live=true", f"--stream-url={exchange.stream_url}"]
         settings = {"MEMORY_LIMIT_MB": "20000", "AUDIT_HOURS": "0"}
-        with serving(exchange, *flags, seconds=START_SECONDS + ahead, **settings) as (_, port):
-            yield exchange, port
+        with serving(exchange, *flags, seconds=START_SECONDS + ahead, **settings) as service:
+            yield exchange, service.port
 
 
 def sent(client: redis.Redis) -> int:

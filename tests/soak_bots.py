@@ -7,11 +7,15 @@ ccxt ask for candles of 1m, and for what is not in the window. One in twenty of 
 spoilt, and twice it bans its clients. What a bot may take for closed must be the exchange's, and is never
 older than what it has seen; no close is late but in a ban; the exchange sees one client, within its limit of
 weight. Ends with exit code 1 if anything was not so.
+
+The service has a process of its own, so have the bots, who know the exchange's candles without asking it:
+its market and its time are the same in each process. The exchange and who watches Redis are in this one.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -20,9 +24,9 @@ import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-import ccxt
 import redis
 from rig import FastClock, Rig, eventually, in_background, run_cycles, unused_port
 from samples import MINUTE
@@ -42,29 +46,51 @@ SETTLED_MS = 10_000 + CLOCK_MS  # after a close an answer has its successor
 LATE_MS = 60_000  # six seconds of real time, which a busy machine may take
 PAUSE_SECONDS = 1.0  # between two questions of a bot
 LIMITS = (2, 2, 5, 20, 100, 500, 1000)
+SPAWNING = multiprocessing.get_context("spawn")  # a process that has threads is not to be forked
 
 
-class Run:
-    """One run: what bots ask and are told, and what was wrong."""
+class Moment(NamedTuple):
+    """A time of the exchange, and when it was that, as time.monotonic() counts in every process."""
 
-    def __init__(self, exchange: SimulatedBinance, address: str) -> None:
-        self.exchange, self.address = exchange, address
+    exchange_ms: int
+    at_seconds: float
+
+    def exchange(self) -> SimulatedBinance:
+        """An exchange, not started, that has the same candles at the same time."""
+        passed_ms = (time.monotonic() - self.at_seconds) * SPEED * 1000
+        clock = SimulatedClock(self.exchange_ms + round(passed_ms), speed=SPEED)
+        return SimulatedBinance(market=Market.random_walk(PAIRS), clock=clock)
+
+
+class Bots:
+    """What bots ask and are told, and what was wrong."""
+
+    def __init__(self, address: str, moment: Moment, done: Any) -> None:
+        self._address, self._exchange, self._all_done = address, moment.exchange(), done
+        self._done = threading.Event()
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.done = threading.Event()
-        self.bans: list[tuple[int, int]] = []  # from when to when, in ms there
-        self.delays: dict[str, list[int]] = defaultdict(list)
-        self.phase = "alone"
-        self.weights: Counter[int] = Counter()  # by minute
+
+    def run(self) -> None:
+        """All of them, until all is done."""
+        threads = [threading.Thread(target=self.bot, args=(number,)) for number in range(BOTS)]
+        for thread in threads:
+            thread.start()
+        self._all_done.wait()
+        self._done.set()
+        for thread in threads:
+            thread.join()
 
     def bot(self, number: int) -> None:
         """Ask until all is done."""
+        import ccxt
+
         choice = random.Random(number)
         options = {"fetchMarkets": {"types": ["spot"]}, "fetchCurrencies": False}
         client = ccxt.binance({"enableRateLimit": False, "options": options})
-        client.urls["api"]["public"] = f"{self.address}/api/v3"
+        client.urls["api"]["public"] = f"{self._address}/api/v3"
         newest: dict[str, int] = {}
-        while not self.done.wait(PAUSE_SECONDS * choice.uniform(0.5, 1.5)):
+        while not self._done.wait(PAUSE_SECONDS * choice.uniform(0.5, 1.5)):
             pair = choice.choice(PAIRS)
             try:
                 if choice.random() < 0.9:
@@ -79,7 +105,7 @@ class Run:
 
     def _candles(self, client: Any, pair: str, choice: random.Random, newest: dict[str, int]) -> None:
         limit = choice.choice(LIMITS)
-        sent_ms = self.exchange.clock.now_ms()
+        sent_ms = self._exchange.clock.now_ms()
         since = sent_ms - choice.randint(2, limit + 1) * MINUTE_MS if choice.random() < 0.3 else None
         rows = client.fetch_ohlcv(pair, "1m", since=since, limit=limit)
         self.seen["told candles"] += 1
@@ -99,8 +125,42 @@ class Run:
 
     def _true(self, pair: str, first_ms: int) -> list[list[Any]]:
         """The exchange's candles from there on, as ccxt tells them."""
-        found = self.exchange.klines(pair.replace("/", ""), "1m", start_ms=first_ms, limit=1000)
+        found = self._exchange.klines(pair.replace("/", ""), "1m", start_ms=first_ms, limit=1000)
         return [[row[0], *map(float, row[1:6])] for row in found]
+
+
+def let_bots_ask(address: str, moment: Moment, done: Any, told: Any) -> None:
+    """The bots' process."""
+    bots = Bots(address, moment, done)
+    bots.run()
+    told.put((bots.seen, bots.wrong))
+
+
+def serve(exchange_url: str, redis_url: str, given: dict[str, Any], filled: Any, done: Any) -> None:
+    """The service's process."""
+    exchange: Any = SimpleNamespace(url=exchange_url)
+    with Rig(exchange, redis_url, FastClock(SPEED), **given) as rig:
+        rig.service.start()
+        runner = in_background(lambda: run_cycles(rig.service))
+        eventually(lambda: all(feed.updated_ms for feed in rig.feeds), 60)
+        filled.set()
+        done.wait()
+        rig.clock.stop()
+        runner.join()
+
+
+class Run:
+    """One run: what the exchange sees, how late closes are in Redis, and what was wrong."""
+
+    def __init__(self, exchange: SimulatedBinance) -> None:
+        self.exchange = exchange
+        self.seen: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.done = SPAWNING.Event()
+        self.bans: list[tuple[int, int]] = []  # from when to when, in ms there
+        self.delays: dict[str, list[int]] = defaultdict(list)
+        self.phase = "alone"
+        self.weights: Counter[int] = Counter()  # by minute
 
     def watch(self, url: str) -> None:
         """Note how long each close took to be in Redis, and count what the exchange sees."""
@@ -124,8 +184,8 @@ class Run:
             self.wrong.append(f"{pair}: a close is told {(now_ms - end_ms) / 1000:.0f} s late")
 
     def _count_requests(self) -> None:
-        asked = self.exchange.asked("")
-        self.exchange.clear()
+        asked = self.exchange.requests[:]
+        del self.exchange.requests[: len(asked)]  # what has come since then is counted the next time
         for request in asked:
             self.seen["requests at the exchange"] += 1
             self.seen["refused by a ban"] += request.status == 418
@@ -153,8 +213,7 @@ class Run:
 
 def run(seconds: float) -> Run:
     """Let bots ask for so long."""
-    clock = SimulatedClock(speed=SPEED)
-    exchange = SimulatedBinance(market=Market.random_walk(PAIRS), clock=clock)
+    exchange = SimulatedBinance(market=Market.random_walk(PAIRS), clock=SimulatedClock(speed=SPEED))
     exchange.faults.stall_seconds = 0.3
     http = f"127.0.0.1:{unused_port()}"
     given = {"SYMBOLS": ",".join(PAIRS), "TIMEFRAME": "1m", "DATA_DAYS": 1, "FIELDS": "all"}
@@ -164,35 +223,38 @@ def run(seconds: float) -> Run:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         server = stack.enter_context(ValkeyServer(port=unused_port(), data_dir=Path(folder)))
         stack.enter_context(exchange)
-        url = f"redis://127.0.0.1:{server.port}"
-        rig = stack.enter_context(Rig(exchange, url, FastClock(SPEED), **given))
-        work = Run(exchange, f"http://{http}")
-        rig.service.start()
-        runner = in_background(lambda: run_cycles(rig.service))
-        stack.callback(runner.join)
-        stack.callback(rig.clock.stop)
-        eventually(lambda: all(feed.updated_ms for feed in rig.feeds), 60)
-        _let_pass(work, url, seconds)
+        url, filled, work = f"redis://127.0.0.1:{server.port}", SPAWNING.Event(), Run(exchange)
+        service = SPAWNING.Process(target=serve, args=(exchange.url, url, given, filled, work.done))
+        service.start()
+        stack.callback(service.join)
+        stack.callback(work.done.set)
+        if not filled.wait(120):
+            raise RuntimeError("the window was not filled in time")
+        _let_pass(work, f"http://{http}", url, seconds)
     return work
 
 
-def _let_pass(work: Run, url: str, seconds: float) -> None:
+def _let_pass(work: Run, address: str, redis_url: str, seconds: float) -> None:
     """The run itself, when the window is full."""
-    threads = [threading.Thread(target=work.watch, args=(url,))]
-    threads[0].start()
+    watcher = threading.Thread(target=work.watch, args=(redis_url,))
+    watcher.start()
     time.sleep(seconds * ALONE_SHARE)
     work.exchange.faults.mix(0.05)
     work.phase = "with bots"
-    for number in range(BOTS):
-        threads.append(threading.Thread(target=work.bot, args=(number,)))
-        threads[-1].start()
+    told = SPAWNING.Queue()
+    moment = Moment(work.exchange.clock.now_ms(), time.monotonic())
+    bots = SPAWNING.Process(target=let_bots_ask, args=(address, moment, work.done, told))
+    bots.start()
     for _ in range(2):
         time.sleep(seconds * (1 - ALONE_SHARE) / 3)
         work.ban(min(LONGEST_BAN_SECONDS, seconds * BAN_SHARE * SPEED))
     time.sleep(seconds * (1 - ALONE_SHARE) / 3)
     work.done.set()
-    for thread in threads:
-        thread.join()
+    watcher.join()
+    seen, wrong = told.get(timeout=60)
+    bots.join()
+    work.seen += seen
+    work.wrong += wrong
     if max(work.weights.values()) > work.exchange.weight_limit:
         work.wrong.append("too much weight")
 

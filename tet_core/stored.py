@@ -422,7 +422,8 @@ def _image_of(value: bytes, text: str, image: Image) -> Image:
 def _stored_candles(text: str, timeframe: Timeframe, any_prices: bool, kept: Fields) -> Candles:
     """The candles in ``ohlcv_data``, which must be as this service writes them."""
     entries = text[:1] + text[1:].strip(" ")
-    if any(other is not kept and other.kept.match(entries, 1)[1] for other in FIELDS.values()):  # type: ignore[index]
+    first = (other.kept.match(entries, 1) for other in FIELDS.values() if other is not kept)
+    if any(row and row[1] for row in first):
         raise ValueError("it was written with other FIELDS")
     times, *columns = zip(*find_rows(kept.kept, "{", entries), strict=True)
     opens_ms = list(map(parse_iso_time, times))

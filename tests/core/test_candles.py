@@ -15,7 +15,7 @@ from decimal import Decimal
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import OHLCV, kline
 
@@ -615,6 +615,7 @@ def test_no_stored_bytes_raise_anything_but_the_stored_value_error(value):
     field=st.sampled_from(["ohlcv_data", "last_candle_time", "last_update", "data_end", "data_completeness"]),
     junk=JSONISH | JSONISH.map(json.dumps),
 )
+@example(field="ohlcv_data", junk="")
 def test_no_field_raises_anything_but_the_stored_value_error(field, junk):
     """A value that is right but for one field is refused or read, never more."""
     with suppress(StoredValueError):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import pytest
 from rig import eventually, started, unused_port
 from samples import NOON_MS
 
+from tet_extras.proxy.forwarding import KEPT_BYTES, Exchange, Forwarder
+from tet_extras.proxy.kept import Kept
 from tet_extras.proxy.paths import Refusal, parse
 
 HOUR_AGO = f"startTime={NOON_MS - 3_600_000}"
@@ -231,6 +235,91 @@ def test_bots_have_a_share_of_the_weight(exchange, redis_url):
         exchange.clock.advance(60)
         rig.binance.sync_clock()
         assert ask(rig, "/api/v3/depth?symbol=BTCUSDT&limit=100").status == 200
+
+
+class Reply(NamedTuple):
+    """A reply of the exchange."""
+
+    status: int
+    body: bytes
+
+
+class Exchanging:
+    """The exchange as a function, and a gate that is always open."""
+
+    weight_limit, pause_reason = 10**9, ""
+
+    def __init__(self, answer):
+        self.asked, self._answer = 0, answer
+
+    def pause_left_seconds(self):
+        """None."""
+        return 0.0
+
+    def used_weight(self):
+        """None."""
+        return 0
+
+    def ask(self, _path, params, _weight):
+        """What it answers to that."""
+        self.asked += 1
+        return self._answer(params)
+
+
+BIG = b'{"symbols":"' + b"x" * 3_000_000 + b'"}'
+#: Questions that many bots, or one that is broken, may ask within a minute; the answer to each; how many of
+#: them are kept at most, and at least.
+MANY: dict[str, tuple[list[Any], Reply, range]] = {
+    "random symbols": (
+        [("avgPrice", [("symbol", f"S{number}")]) for number in range(5000)],
+        Reply(400, b'{"code":-1121,"msg":"Invalid symbol."}'),
+        range(1900, 2001),
+    ),
+    "long parameters": (
+        [("klines", [("symbol", "A"), ("startTime", f"{number:015000}")]) for number in range(1500)],
+        Reply(400, b'{"code":-1100,"msg":"Illegal characters."}'),
+        range(1000, 1070),
+    ),
+    "large answers": (
+        [("exchangeInfo", [("symbol", f"S{number}")]) for number in range(12)],
+        Reply(200, BIG),
+        range(5, 6),
+    ),
+    "one that is too large": ([("exchangeInfo", [])], Reply(200, BIG * 6), range(0, 1)),
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_what_is_kept_of_answers_has_bounds(what):
+    """In number and in bytes, questions counted; the newest are kept, and told to whoever asks again."""
+    questions, reply, kept = MANY[what]
+    exchanging = Exchanging(lambda params: reply)
+    exchange = Exchange("/api/v3", exchanging, exchanging.ask, lambda: NOON_MS)
+    forwarder = Forwarder(exchange, 1.0)
+
+    async def ask_all():
+        for name, params in questions:
+            told = await forwarder.answer(parse("/api/v3", name, params))
+            assert (told.status, told.content.body) == (reply.status, reply.body)
+
+    asyncio.run(ask_all())
+    assert len(forwarder._kept) in kept
+    assert forwarder._kept.size <= KEPT_BYTES
+    before = exchanging.asked
+    questions = questions[-1:]
+    asyncio.run(ask_all())
+    assert exchanging.asked == before + (kept.start == 0)
+
+
+def test_what_is_too_large_drops_no_other():
+    """Nor does it stay."""
+    kept: Kept[str, int] = Kept(most=10, most_bytes=100)
+    kept.put("a", 1, 60)
+    kept.put("b", 2, 101)
+    assert (kept.get("a"), kept.get("b"), kept.size) == (1, None, 60)
+    kept.put("a", 3, 40)
+    kept.put("c", 4, 60)
+    assert (kept.get("a"), kept.get("c"), kept.size) == (3, 4, 100)
 
 
 # The token

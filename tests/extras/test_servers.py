@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import select
+import signal
 import socket
 import ssl
 import threading
@@ -26,6 +27,7 @@ from rig import (
     eventually,
     expected_candles,
     in_background,
+    is_true,
     run_program,
     stored,
     unused_port,
@@ -117,6 +119,31 @@ def test_a_refresh_of_a_cluster_sends_a_patch(exchange, cluster):
         before = server.client.info("commandstats")["cmdstat_rename"]["calls"]
         later(rig, MINUTE)
         assert server.client.info("commandstats")["cmdstat_rename"]["calls"] - before <= 1  # a status
+
+
+def test_a_value_takes_no_more_memory_in_a_cluster_either(exchange, cluster):
+    """A close slides within it, and where it is laid out anew its node does that: 1.15 times its length."""
+    key = keys_of("BTC/USDT")[0]
+    with InCluster(exchange, cluster, SYMBOLS="BTC/USDT", DATA_DAYS=2) as rig, cluster.reader() as reader:
+        rig.refresh()
+        lengths = set()
+        for _ in range(16):
+            later(rig, 15 * MINUTE)
+            lengths.add(length := reader.strlen(key))
+            assert reader.memory_usage(key) <= 1.15 * length
+            assert rig.feeds[0].failure == ""
+        value = stored(reader)
+        assert value["candles"] == expected_candles(
+            exchange, "BTCUSDT", "15m", parse_iso_time(value["data_start"])
+        )
+    with InCluster(exchange, cluster, SYMBOLS="ETH/USDT", DATA_DAYS=30) as rig, cluster.reader() as reader:
+        rig.refresh()
+        key = keys_of("ETH/USDT")[0]
+        held, length = reader.memory_usage(key), reader.strlen(key)
+        for _ in range(4):
+            later(rig, 15 * MINUTE)
+        assert (reader.memory_usage(key), reader.strlen(key)) == (held, length)
+        assert held <= 1.15 * length
 
 
 def test_a_subscriber_of_any_node_hears_of_an_update(exchange, cluster):
@@ -480,6 +507,47 @@ def test_a_failover_behind_sentinels_costs_nothing(exchange, watched, caplog):
         rig.clock.stop()
         waiting.join()
     follower.join(10)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_replica_is_promoted_between_two_slides(exchange, watched, is_behind):
+    """With the value as it was, or as it was a slide before: that one is replaced; then it slides again."""
+    with Watched(exchange, watched, FastClock(5), SYMBOLS="BTC/USDT") as rig:
+        rig.refresh()
+        later(rig, 15 * MINUTE)
+        first = watched.master()
+        eventually(lambda: first.client.wait(2, 1000) == 2)
+        end_ms = rig.feeds[0].stored_end_ms
+        if is_behind:
+            die_with_a_slide(rig, first, [server for server in watched.servers if server is not first])
+        else:
+            first.kill()
+        eventually(lambda: watched.master() is not first and watched.master().client.role()[0] == "master")
+        with watched.reader() as reader:
+            assert stored(reader)["data_end"] == tet.iso_time(end_ms)
+            later(rig, 15 * MINUTE)
+            eventually(lambda: rig.service.workers.wait(0.2) or not rig.feeds[0].buffered)
+            assert is_true(exchange, stored(reader))
+            save, whole = rig.store.save, []
+            rig.store.save = lambda *arguments: whole.append(arguments) or save(*arguments)
+            later(rig, 15 * MINUTE)
+            eventually(lambda: rig.service.workers.wait(0.2) or not rig.feeds[0].buffered)
+            value = stored(reader)
+            assert is_true(exchange, value)
+            assert value["data_end"] == tet.iso_time(exchange.clock.now_ms() // 900_000 * 900_000)
+            assert whole == []
+
+
+def die_with_a_slide(rig, master, replicas):
+    """Let the master die when it has confirmed a close that no replica has heard of."""
+    for server in replicas:
+        server.process.send_signal(signal.SIGSTOP)
+    master.client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    later(rig, 15 * MINUTE)
+    assert rig.feeds[0].failure == ""
+    master.kill()
+    for server in replicas:
+        server.process.send_signal(signal.SIGCONT)
 
 
 def test_the_sentinels_are_asked_one_after_the_other(exchange, watched):

@@ -20,6 +20,7 @@ from rig import (
     own_server,
     received,
     redis_server,
+    run_program,
     started,
     stored,
     unused_port,
@@ -28,6 +29,7 @@ from rig import (
 from samples import DAY, MINUTE, NOON_MS
 
 import tet_data_service as tet
+from tet_core import stored as stored_value
 from tet_core.times import parse_iso_time
 from tet_extras import memory_store
 from tet_extras.pipelines import Queues
@@ -284,7 +286,7 @@ def test_a_value_of_the_release_before_is_read_back_and_given_blanks(exchange, r
     """Without a backfill, and without sending it."""
     with started(exchange, redis_url, DATA_DAYS=30) as rig:
         rig.refresh()
-        reader.set(KEY, re.sub(" +", "", reader.get(KEY)))
+        reader.set(KEY, re.sub("[ \\t]+", "", reader.get(KEY)))
     with started(exchange, redis_url, DATA_DAYS=30) as rig:
         whole, asked, length = writing_whole(rig), len(exchange.asked("klines")), reader.strlen(KEY)
         slide(rig)
@@ -294,6 +296,40 @@ def test_a_value_of_the_release_before_is_read_back_and_given_blanks(exchange, r
         slide(rig)
         assert reader.get(KEY).startswith('{"ohlcv_data":"{    ')
     assert is_true(exchange, stored(reader))
+
+
+@pytest.mark.parametrize("room_share", [2, 10**6])
+def test_another_process_goes_on_from_a_value_with_other_blanks(
+    exchange, redis_url, reader, monkeypatch, room_share
+):
+    """More or fewer than it would lay out: it slides within those. Who wrote it first finds that out."""
+    program = ("--public", f"--base-url={exchange.url}", f"--redis={redis_url}", "--symbols=BTC/USDT")
+    with started(exchange, redis_url, DATA_DAYS=2) as rig:
+        with monkeypatch.context() as patched:
+            patched.setattr(stored_value, "ROOM_SHARE", room_share)
+            rig.refresh()
+        length, behind = reader.strlen(KEY), blanks_behind(reader)
+        whole = writing_whole(rig)
+        for number in range(1, 4):
+            exchange.clock.advance(STEP)
+            done = run_program(*program, "--days=2", "--once")
+            assert done.returncode == 0, done.stderr
+            assert "restored=1" in done.stderr
+            assert is_true(exchange, stored(reader))
+            assert re.match(r'\{"ohlcv_data":"\{ {100}', reader.get(KEY)), "the front has slid"
+            assert reader.strlen(KEY) == length
+            assert blanks_behind(reader) < behind, number
+        slide(rig)
+        assert len(whole) == 1, "in memory it had what was there four closes ago"
+        assert is_true(exchange, stored(reader))
+        slide(rig)
+        assert len(whole) == 1
+    assert is_true(exchange, stored(reader))
+
+
+def blanks_behind(client):
+    """How many blanks there are behind the candles."""
+    return len(re.search(r'( *)",[ \t]*"last_candle_time', client.get(KEY))[1])
 
 
 DAMAGE = {

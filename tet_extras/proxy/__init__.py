@@ -3,5 +3,6 @@
 * ``paths``: which calls pass, what may be asked with them, and what each weighs.
 * ``window``: klines of what the service holds.
 * ``forwarding``: asking the exchange on behalf of bots, through the gate that every request passes.
+* ``kept``: answers that are given again, within bounds.
 * ``api``: the routes, and answers in the exchange's own shape.
 """

@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -18,6 +17,7 @@ from tet_core.errors import PauseError, Stopped, TetError
 from tet_core.times import MINUTE_MS, SECOND_MS
 from tet_extras.web.answers import JSON, Content
 
+from .kept import Kept
 from .paths import Asked, Refusal
 
 SHARED_SECONDS = 1.0  # so long an answer is given to all who ask the same
@@ -26,7 +26,7 @@ REFUSED_SECONDS = 60.0  # the same for what the exchange refuses, such as unknow
 FIELDS = 12  # of a kline
 AMOUNTS = (5, 7, 8, 9, 10)  # of its fields: volumes, and the number of trades
 KEPT_ANSWERS = 2000
-KEPT_BYTES = 16_000_000
+KEPT_BYTES = 16_000_000  # questions and answers; what is compressed of these comes on top, at most as much
 AT_ONCE = 4  # requests under way: they share the rate with the window's own, which they may not crowd out
 MOST_WAITING = 64
 WAIT_SECONDS = 15.0  # that a bot is kept waiting
@@ -105,7 +105,7 @@ class Forwarder:
     def __init__(self, exchange: Exchange, share: float) -> None:
         self._exchange = exchange
         self._share = share
-        self._kept: OrderedDict[Asked, Answer] = OrderedDict()
+        self._kept: Kept[Asked, Answer] = Kept(KEPT_ANSWERS, KEPT_BYTES)
         self._under_way: dict[Asked, asyncio.Task[Answer]] = {}
         self._at_once = anyio.CapacityLimiter(AT_ONCE)
         self._minute, self._spent = 0, 0
@@ -174,14 +174,7 @@ class Forwarder:
         return time.monotonic() + (seconds if status == 200 else REFUSED_SECONDS)
 
     def _keep(self, asked: Asked, answer: Answer) -> None:
-        """Keep an answer, and drop those whose time is over, then the oldest ones beyond bounds."""
-        self._kept.pop(asked, None)
-        self._kept[asked] = answer
+        """Keep an answer, and drop those whose time is over."""
         now = time.monotonic()
-        for each in [each for each, kept in self._kept.items() if kept.until_seconds <= now]:
-            del self._kept[each]
-        while len(self._kept) > KEPT_ANSWERS or self._kept_bytes() > KEPT_BYTES:
-            self._kept.popitem(last=False)
-
-    def _kept_bytes(self) -> int:
-        return sum(kept.content.size for kept in self._kept.values())
+        self._kept.drop_if(lambda kept: kept.until_seconds <= now)
+        self._kept.put(asked, answer, len(asked.query) + len(answer.content.body))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +19,7 @@ from tet_core.candles import ALL, Fields
 from tet_core.times import SECOND_MS, Timeframe
 from tet_extras.web.answers import JSON, Content
 
+from .kept import Kept
 from .paths import Asked, Refusal
 
 DEFAULT_LIMIT = 500
@@ -157,7 +157,7 @@ class Klines:
         self._most_rows = MOST_ROWS[prefix]
         self._is_spot = prefix == "/api/v3"
         self._now_ms = now_ms
-        self._kept: OrderedDict[tuple[str, str, Span], tuple[Any, Content]] = OrderedDict()
+        self._kept: Kept[tuple[str, str, Span], tuple[Any, Content]] = Kept(KEPT_ANSWERS, KEPT_BYTES)
 
     async def answer(self, asked: Asked) -> Content | None:
         """The answer; None for what the window does not hold. Raises Refusal, with 503."""
@@ -182,7 +182,7 @@ class Klines:
         if kept is None or kept[0] is not made_of:
             text = await run_in_threadpool(rows_text, image.series, *found, DECIMALS if self._is_spot else 0)
             kept = made_of, Content(JSON, text.encode())
-            self._keep(key, kept)
+            self._kept.put(key, kept, len(kept[1].body))
         return kept[1]
 
     async def _image(self, symbol: str, interval: str) -> Any:
@@ -209,12 +209,3 @@ class Klines:
             if asyncio.get_running_loop().time() > deadline:
                 return None
             await asyncio.sleep(LOOK_SECONDS)
-
-    def _keep(self, key: tuple[str, str, Span], kept: tuple[Any, Content]) -> None:
-        self._kept.pop(key, None)
-        self._kept[key] = kept
-        while len(self._kept) > KEPT_ANSWERS or self._kept_bytes() > KEPT_BYTES:
-            self._kept.popitem(last=False)
-
-    def _kept_bytes(self) -> int:
-        return sum(each.size for _, each in self._kept.values())

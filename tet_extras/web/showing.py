@@ -84,6 +84,9 @@ class Showing:
             return None  # damaged: it is fetched anew
 
     def _image(self, feed: Feed, series: Series) -> Image | None:
+        image = feed.image  # what Redis has is the same as soon as it is written, and is made already
+        if image and image.series is series and image.dated_ms == feed.fetched_ms:
+            return image
         try:
             return make_image(series, feed.wanted, feed.fetched_ms, self.settings.closed_only)
         except StoredValueError:
