@@ -801,6 +801,10 @@ def test_a_window_of_more_than_a_million_candles_is_refused(timeframe, days, fit
         ({"UPDATE_INTERVAL": "540"}, []),
         ({"KLINE_TTL": "539"}, ["KLINE_TTL 539 s is below MAX_DATA_AGE 540 s"]),
         ({"KLINE_TTL": "540"}, []),
+        ({"REDIS_ADDR": "embedded", "REDIS_PASSWORD": "x"}, ["REDIS_PASSWORD is not used"]),
+        ({"REDIS_ADDR": "embedded"}, []),
+        ({"REDIS_PASSWORD": "x"}, []),
+        ({"BINANCE_PROXY": "true", "FIELDS": "all"}, ["BINANCE_PROXY does nothing without HTTP_ADDR"]),
     ],
 )
 def test_settings_that_work_against_each_other_are_warned_of(given, warned):
