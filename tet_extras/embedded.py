@@ -276,19 +276,20 @@ class EmbeddedServer:
             if time.monotonic() - began > RESET_BACKOFF_SECONDS:
                 backoff_seconds = 1.0
             if self._stopping.is_set():
-                return None
+                return
             event = "embedded server died, restarting it"
             self._log(logging.WARNING, event, retry_seconds=backoff_seconds)
             self._end_keeper()
             if self._stopping.wait(backoff_seconds):
-                return None
+                return
             try:
                 self._launch()
             except OSError as error:  # no memory, no process left: it may pass
                 self._keeper = None
                 self._log(logging.WARNING, "embedded server not started", reason=str(error))
             if self._stopping.is_set():
-                return self._end_keeper()
+                self._end_keeper()
+                return
             if self._keeper and self._answers():
                 self._log(logging.INFO, "embedded server restarted", address=f"127.0.0.1:{self.port}")
             backoff_seconds = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2)
