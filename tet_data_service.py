@@ -230,10 +230,10 @@ from tet_extras.options import (
     Option,
     Parsed,
     api_key,
+    file_path,
     is_path_at_fault,
     listed,
     member_name,
-    path,
     shard,
     symbol_names,
     with_flags,
@@ -335,7 +335,7 @@ def _timeframes(text: str) -> tuple[Timeframe, ...]:
 MOST_CONCURRENT = 100  # of CONCURRENT_REQUESTS
 WHOLE, NUMBER, BOOL = click.IntRange, click.FloatRange, click.BOOL
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
-TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", path)
+TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", file_path)
 KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 STREAM_URL = Parsed("URL", "a ws or wss address", addresses.stream_url)
@@ -2159,7 +2159,7 @@ class Service:
 
         A worker does it, one at a time: Redis may take its time, for which the main thread never waits.
         """
-        self.members.look()
+        self.members.renew()
         self.store.claim.renew()
         if self.bulletin.is_due():
             self.write_status()
@@ -2452,7 +2452,7 @@ def verify(
         config = replace(config, group=None, egress=config.egress or "")
     inbox, watchlist = Inbox(), Watchlist(config)
     members = Membership(config, clock, store, binance.gate, watchlist)
-    tick = said.with_waits_shown(binance.gate, members.look)
+    tick = said.with_waits_shown(binance.gate, members.renew)
     workers = Workers(1, clock, inbox, lambda message: None, tick)
     clock.wakes(inbox.wake)
     fetcher = Fetcher(config, clock, binance)
@@ -2469,7 +2469,7 @@ def verify(
             for feed in watchlist:
                 verdicts.append(verify_feed(feed, fetcher, writer, clock.now_ms() * repair))
                 if not as_json:
-                    said.show_verdict(feed.name, verdicts[-1], iso_time)
+                    said.show_verdict(feed.name, verdicts[-1])
                 step(1)
         return verdicts
 

@@ -123,14 +123,14 @@ class Feed:
                 self.fetched_ms = self.updated_ms = stored.written_ms
                 self.completeness = stored.completeness
 
-    def fetched(self, page: Page, began: Series | None, now_ms: int) -> None:
+    def fetched(self, page: Page, before: Series | None, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
 
-        ``began`` is the series when the fetch began. What was streamed since then stays: all that the
+        ``before`` is the series when the fetch began. What was streamed since then stays: all that the
         fetch has brought, which is in the page's answer then, is laid over that.
         """
         with self.lock:
-            moved_on = self.series is not began
+            moved_on = self.series is not before
             if moved_on and self.provenance is not Provenance.CONFIRMED:
                 return  # restored, disputed or evicted meanwhile: this was laid over what is gone
             self.exhausted_ms = page.exhausted_ms
@@ -143,10 +143,12 @@ class Feed:
                 else page.series
             )
             self._advance(series, now_ms, by_stream=False)
-            by = "proof" if self.freshness.link is Link.LIVE else "poll" if began else "backfill"
-            self.evidence.note_proof(by, now_ms, whole=began is None)
-            if began and self.provenance is Provenance.RESTORED:  # what Redis has lacked since it was written
-                self.evidence.note(began, self.wanted, self.updated_ms)
+            by = "proof" if self.freshness.link is Link.LIVE else "poll" if before else "backfill"
+            self.evidence.note_proof(by, now_ms, whole=before is None)
+            if (
+                before and self.provenance is Provenance.RESTORED
+            ):  # what Redis has lacked since it was written
+                self.evidence.note(before, self.wanted, self.updated_ms)
             self.evidence.note(series, self.wanted, now_ms)
             self.provenance, self.partial, self.asked_ms = Provenance.CONFIRMED, None, page.answer.asked_ms
             self.lagging = is_lagging(series, page.answer.asked_ms)

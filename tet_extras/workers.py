@@ -28,7 +28,7 @@ class Inbox:
     """What the main thread waits for: messages of streams, work that is finished, a stop.
 
     Any thread may put something in; the main thread takes. Of each stream only the newest forming candle
-    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the cells of the
+    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the slots of the
     queue whose message may still be replaced.
     """
 
@@ -50,19 +50,19 @@ class Inbox:
             if message.closed:
                 self._forming.pop(message.stream, []).clear()
                 self._queue.put([message])
-            elif cell := self._forming.get(message.stream):
-                if message.event_ms > cell[0].event_ms:
-                    cell[0] = message
+            elif slot := self._forming.get(message.stream):
+                if message.event_ms > slot[0].event_ms:
+                    slot[0] = message
             else:
-                self._forming[message.stream] = cell = [message]
-                self._queue.put(cell)
+                self._forming[message.stream] = slot = [message]
+                self._queue.put(slot)
 
     def take(self, clock: Clock, seconds: float) -> Message | None:
         """The next message; None after a wake-up, for one that was overtaken, and when nothing comes."""
-        cell = clock.take(self._queue, seconds)
+        slot = clock.take(self._queue, seconds)
         with self._lock:
-            message = cell.pop() if cell else None
-            if message and self._forming.get(message.stream) is cell:
+            message = slot.pop() if slot else None
+            if message and self._forming.get(message.stream) is slot:
                 del self._forming[message.stream]
         return message
 

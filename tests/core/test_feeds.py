@@ -37,9 +37,9 @@ def page_of(volume="1", up_to_date=True, exhausted_ms=0, asked_ms=0):
     return Page(Answer(candles, asked_ms), series, exhausted_ms, up_to_date)
 
 
-def fetch(feed, page, began=None):
+def fetch(feed, page, before=None):
     """Let a feed have fetched a page, by a fetch that began with what it had, or with that series."""
-    feed.fetched(page, began or feed.series, NOON_MS)
+    feed.fetched(page, before or feed.series, NOON_MS)
 
 
 def new_feed(pair=("BTC", "USDT"), **given):
@@ -157,10 +157,10 @@ def volumes_of(series):
 
 def test_what_a_stream_told_during_a_fetch_stays(feed):
     """The page is laid over it: what it has of older candles counts, what it has of newer ones is older."""
-    began = feed.series
+    before = feed.series
     assert feed.streamed(candle_of(2, "5"), True, NOON_MS + 5)
     assert feed.streamed(candle_of(3, "7"), False, NOON_MS + 9)
-    fetch(feed, page_of("3"), began)
+    fetch(feed, page_of("3"), before)
     assert volumes_of(feed.series) == [3, 3, 5, 7]
     assert (feed.fetched_ms, feed.by_stream) == (NOON_MS + 9, True)
 
@@ -198,14 +198,14 @@ def page_over(held, candles, up_to_date, asked_ms=START):
 def test_what_several_pages_bring_beside_a_stream_has_no_hole():
     """The stream closes a candle between two pages: all that both have brought is laid over it."""
     feed = confirmed_feed("9", "2")
-    began = feed.series
+    before = feed.series
     first = candle_of(1, "5") | candle_of(2, "5") | candle_of(3, "5")
-    page = page_over(began, first, up_to_date=False)
-    feed.fetched(page, began, NOON_MS)
+    page = page_over(before, first, up_to_date=False)
+    feed.fetched(page, before, NOON_MS)
     assert feed.streamed(candle_of(1, "5"), True, NOON_MS)
     second = candle_of(4, "5") | candle_of(5, "1")
     page = page_over(page.series, second, up_to_date=True)
-    feed.fetched(page._replace(answer=Answer(first | second, START)), began, NOON_MS)
+    feed.fetched(page._replace(answer=Answer(first | second, START)), before, NOON_MS)
     assert volumes_of(feed.series) == [9, 5, 5, 5, 5, 1]
 
 
@@ -223,9 +223,9 @@ def test_what_a_fetch_left_half_done_does_not_undo_what_a_stream_told():
 def test_a_fetch_does_not_bring_back_what_was_disputed():
     """Redis has other candles, as a writer saw while a worker was on its way: all is fetched anew."""
     feed = confirmed_feed("9", "2")
-    began = feed.series
+    before = feed.series
     feed.disputed()
-    feed.fetched(page_over(began, candle_of(1, "3"), up_to_date=True), began, NOON_MS)
+    feed.fetched(page_over(before, candle_of(1, "3"), up_to_date=True), before, NOON_MS)
     assert (feed.series, feed.provenance) == (None, Provenance.NOTHING)
 
 
