@@ -731,16 +731,19 @@ class TokenBucket:
 
     def __init__(self, rate: float, now_seconds: float) -> None:
         self.rate = rate
-        self.burst = self._tokens = max(1.0, rate)
         self._at_seconds = now_seconds
-        self.set_rate(rate, now_seconds)
+        self._tokens = self.burst
 
     def set_rate(self, rate: float, now_seconds: float) -> None:
         """Have so many tokens a second from now on; what was reserved stays."""
         self._earn(now_seconds)
-        self.rate, self.burst = rate, max(1.0, rate)
-        self._release_seconds = RELEASE_SECONDS if rate * RELEASE_SECONDS >= 2 else 0.0  # of no use for one
+        self.rate = rate
         self._tokens = min(self.burst, self._tokens)
+
+    @property
+    def burst(self) -> float:
+        """How many tokens there may be at once."""
+        return max(1.0, self.rate)
 
     def _earn(self, now_seconds: float) -> None:
         earned = (now_seconds - self._at_seconds) * self.rate
@@ -752,8 +755,8 @@ class TokenBucket:
         self._earn(now_seconds)
         self._tokens -= 1
         slot_seconds = now_seconds - min(0.0, self._tokens) / self.rate
-        if self._release_seconds and self._tokens < 0:
-            slot_seconds = math.ceil(slot_seconds / self._release_seconds) * self._release_seconds
+        if self._tokens < 0 and self.rate * RELEASE_SECONDS >= 2:  # a group of one saves nothing
+            slot_seconds = math.ceil(slot_seconds / RELEASE_SECONDS) * RELEASE_SECONDS
         return slot_seconds - now_seconds
 
 
@@ -1826,7 +1829,7 @@ class Writer:
         """
         with feed.writing:
             if not (draft := self._drafts.of(feed, self._clock.now_ms())):
-                feed.buffered = False  # a pair so new that no candle has closed yet
+                feed.has_nothing_to_write()
                 return False
             try:
                 image = self._put(draft)
@@ -2212,7 +2215,6 @@ def apply_settings(service: Service, changed: frozenset[str]) -> None:
         service.symbols.due_ms = 0
         service.store.claim.keeps([timeframe.name for timeframe in config.timeframe], config.symbols)
     apply(config.log_level, config.secrets)
-    service.interval.apply(config)
     if not config.takes_part:  # a member's rate is a part of it, which it works out again and again
         binance.gate.rate = config.api_requests_per_sec
     if changed & {"public_data", "binance_api_key", "binance_secret_key"}:

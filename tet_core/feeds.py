@@ -212,6 +212,16 @@ class Feed:
         with self.lock:
             self.image, self.buffered = None, self.series is not None
 
+    def has_nothing_to_write(self) -> None:
+        """It is so new that it has no candle to store, as the settings are: nothing is buffered."""
+        with self.lock:
+            self.buffered = False
+
+    def follows_hours(self, hours: Hours) -> None:
+        """The market that it follows is closed at these times, too."""
+        with self.lock:
+            self.hours = self.hours.union(hours)
+
     def evicted(self) -> None:
         """The candles are no longer in memory, if Redis has them as they are."""
         with self.lock:
