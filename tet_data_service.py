@@ -2283,7 +2283,7 @@ def binance_api(service: Service, showing: Showing) -> BinanceApi:
 
     binance, clock = service.binance, service.clock
     exchange = api.Exchange(binance.market.prefix, binance.gate, binance.ask, clock.now_ms)
-    return api.BinanceApi(service.config, exchange, showing, StoreError)
+    return api.BinanceApi(service.config, exchange, showing)
 
 
 @contextmanager
@@ -2312,11 +2312,10 @@ def serving_http(service: Service) -> Iterator[None]:
             showing.feeds,
             showing.candles_of,
             ages,
-            StoreError,
             recent.latest,
         )
         bots = binance_api(service, showing) if config.binance_proxy else None
-        with server.serving(config.http_addr, config.http_token, sources, TetError, bots) as web:
+        with server.serving(config.http_addr, config.http_token, sources, bots) as web:
             service.listeners.add(web)
             url = addresses.page_url(config.http_addr[0], web.port)
             say(logging.INFO, "serving the page, /api, /health and /metrics", url=url)
@@ -2514,7 +2513,7 @@ def with_redis(config: Config) -> Iterator[Config]:
     from tet_extras import embedded
 
     memory_mb = 256 + 3 * (figures.estimate(config.most_symbols, config).stored_bytes // 1_000_000)
-    with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
+    with embedded.running(config.data_dir, memory_mb, say) as port:
         yield _at_port(config, port)
 
 
@@ -2524,7 +2523,7 @@ def find_embedded(config: Config) -> Config:
         return config
     from tet_extras import embedded
 
-    return _at_port(config, embedded.running_port(config.data_dir, StoreError))
+    return _at_port(config, embedded.running_port(config.data_dir))
 
 
 def _at_port(config: Config, port: int) -> Config:

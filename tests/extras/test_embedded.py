@@ -156,7 +156,7 @@ def test_a_server_that_does_not_end_is_killed(tmp_path):
 
 def freeze_and_end(folder):
     """Run a server, stop it in its tracks, and end it."""
-    with running(str(folder), 256, tet.say, tet.StoreError):
+    with running(str(folder), 256, tet.say):
         pid = (folder / "server.pid").read_text()
         (folder / "frozen").write_text(pid)
         os.kill(int(pid), signal.SIGSTOP)

@@ -68,9 +68,8 @@ def site_of(rig, token=None, on_loopback=True):
         showing.feeds,
         showing.candles_of,
         None,
-        tet.StoreError,
     )
-    site = Site(sources, Table(showing.feeds, tet.StoreError), Exposition(sources))
+    site = Site(sources, Table(showing.feeds), Exposition(sources))
     return Answers(site, site.application(token, on_loopback))
 
 
@@ -436,7 +435,7 @@ def test_a_row_is_worked_out_once_for_each_write(rig, monkeypatch):
             yield feed._replace(candles=partial(looked_at, feed))
 
     monkeypatch.setattr("tet_extras.web.pairs.REFRESH_SECONDS", 0.0)
-    table = Table(feeds, tet.StoreError)
+    table = Table(feeds)
     version = table.since(0)[0]
     assert (table.since(version), asked) == ((version, "[]"), ["BTC/USDT", "ETH/USDT"])
     rig.exchange.clock.advance(MINUTE)
@@ -463,7 +462,7 @@ def test_who_looks_meanwhile_is_told_what_was_seen(rig, monkeypatch):
         assert goes_on.wait(20)
         yield from showing.feeds()
 
-    table = Table(feeds, tet.StoreError)
+    table = Table(feeds)
     goes_on.set()
     seen = table.since(0)
     looking.clear()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from starlette.concurrency import run_in_threadpool
 
 from tet_core.candles import ALL, Fields
+from tet_core.errors import StoreError
 from tet_core.times import SECOND_MS, Timeframe
 from tet_extras.web.answers import JSON, Content
 
@@ -68,10 +69,9 @@ class Settings(Protocol):
 
 
 class Window(NamedTuple):
-    """What the service holds; ``failed`` is what ``candles`` raise when they cannot be had now."""
+    """What the service holds; ``candles`` raise StoreError when they cannot be had now."""
 
     candles: Candles
-    failed: type[Exception]
     settings: Settings
 
 
@@ -195,7 +195,7 @@ class Klines:
                     image = await run_in_threadpool(self._window.candles.candles_of, symbol, interval)
             except LookupError:
                 return None
-            except self._window.failed as error:
+            except StoreError as error:
                 raise Refusal(503, -1001, f"The candles cannot be had now: {error}", 5) from None
             now_ms = self._now_ms()
             if image is None:

@@ -22,8 +22,9 @@ from starlette.types import Receive, Scope, Send
 
 from tet_core.candles import ALL, OHLCV, rows_of
 from tet_core.snapshot import Health, Snapshot
+from tet_core.times import iso_time
 
-from .pairs import Shown, iso_time
+from .pairs import Shown
 
 HTML, TEXT, JSON, CSV = "text/html", "text/plain", "application/json", "text/csv"
 NDJSON = "application/x-ndjson"
@@ -58,7 +59,7 @@ class Sources:
     ``status`` gives the figures of the status, ``health`` whether the service is live and ready
     and the reasons where not; ``shown`` the feeds as the table shows them, which are kept in ``timeframes``;
     ``candles_of`` the stored value of a symbol in a timeframe, None where there is none yet: it raises
-    LookupError for what is not kept, and ``failed`` when it cannot be had now. ``ages``, if wanted, gives
+    LookupError for what is not kept, and StoreError when it cannot be had now. ``ages``, if wanted, gives
     symbol, timeframe and age in seconds. ``happened`` gives the last events, as the log has them.
     """
 
@@ -68,7 +69,6 @@ class Sources:
     shown: Callable[[], Iterable[Shown]]
     candles_of: Callable[[str, str], Any]
     ages: Callable[[], Iterable[tuple[str, str, float]]] | None
-    failed: type[Exception]
     happened: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 

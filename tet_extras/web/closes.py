@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from tet_core.errors import StoreError
 from tet_core.pairs import plain_symbol
 
 from .answers import Refused, candle_rows, to_json
@@ -37,8 +38,8 @@ class Closes:
     closed candles ended then.
     """
 
-    def __init__(self, shown: Callable[[], Iterable[Shown]], failed: type[Exception]) -> None:
-        self._shown, self._failed = shown, failed
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
+        self._shown = shown
         self._told: dict[Feed, tuple[object, int]] = {}
         self._lock = threading.Lock()
 
@@ -72,7 +73,7 @@ class Closes:
                 continue
             try:
                 image = shown.candles()
-            except self._failed:
+            except StoreError:
                 continue
             now_ms = image.series.closed_end_ms if image else end_ms
             self._told[feed] = look, now_ms

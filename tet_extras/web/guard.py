@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tet_core.errors import LOGGER
 from tet_extras.addresses import is_loopback
 
 from .answers import HTML, JSON, Refused, header_text, to_json
@@ -96,7 +97,7 @@ class Guard:
         try:
             await self._let_through(scope)(scope, receive, safely)
         except Exception:
-            logging.getLogger("tet").exception("internal error")
+            logging.getLogger(LOGGER).exception("internal error")
             if not has_begun:
                 await PlainTextResponse("internal error; see the log\n", 500)(scope, receive, safely)
 

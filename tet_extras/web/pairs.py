@@ -11,20 +11,16 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-DAY_MS = 86_400_000
+from tet_core.errors import StoreError
+from tet_core.times import DAY_MS, iso_time
+
 MOST_CANDLES_A_DAY = 1_440  # those of 1s candles are too many to be looked at
 SPARK_POINTS = 60  # at most
 SPARK_HEIGHT = 100
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each row
 REFRESH_SECONDS = 0.25  # how often all pairs are looked at, at most, however many people look
-
-
-def iso_time(at_ms: int) -> str:
-    """A time in ms since the epoch as the service writes them: 2024-01-01T12:00:00Z."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def values_of(entry: str) -> tuple[str, ...]:
@@ -226,14 +222,13 @@ class _Seen(NamedTuple):
 class Table:
     """The rows, each as JSON, with a version that grows with each change.
 
-    ``shown`` gives the feeds, their state, and a way to their candles, which raises ``failed`` where these
+    ``shown`` gives the feeds, their state, and a way to their candles, which raises StoreError where these
     cannot be had now. Any thread may ask. One looks at the pairs, under `_looking`, which may take long where
     candles come from Redis; meanwhile others are told what was seen before, but at first, when there is none.
     """
 
-    def __init__(self, shown: Callable[[], Iterable[Shown]], failed: type[Exception]) -> None:
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
         self._shown = shown
-        self._failed = failed
         self._looking = threading.Lock()
         self._looked_at_seconds = float("-inf")  # monotonic
         self._seen = _Seen(0, {}, {})
@@ -272,7 +267,7 @@ class Table:
             try:
                 image, known = feed.candles(), (looked, found["decimals"])
                 found, looked = summary(image, *known) if image else (NOTHING, None)
-            except self._failed:
+            except StoreError:
                 facts = (None, *facts[1:])  # so it is tried again
         own = {name: getattr(feed, name) for name in ("symbol", "timeframe", "state", "reason", "updated")}
         text = ENCODE(own | dict(found))

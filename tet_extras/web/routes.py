@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from tet_core.errors import StoreError
 from tet_core.pairs import plain_symbol
 from tet_core.snapshot import Health, as_json
 
@@ -63,7 +64,7 @@ class Site:
         self._sources = sources
         self._table = table
         self._metrics = metrics
-        self._closes = Closes(sources.shown, sources.failed)
+        self._closes = Closes(sources.shown)
         self.news = News(table, self.status_now, self._closes)
         self.files = page_files()
         self._making = asyncio.Lock()  # of candles, one answer at a time: each takes some MB meanwhile
@@ -182,7 +183,7 @@ class Site:
             return self._sources.candles_of(symbol, timeframe)
         except LookupError:
             raise Refused(404, f"{symbol!r:.60} is not kept here; /api/pairs has what is") from None
-        except self._sources.failed as error:
+        except StoreError as error:
             raise Refused(503, str(error), Retry_After="5") from error
 
     def _keep(self, asked: Asked, made_of: object, content: Content) -> None:
