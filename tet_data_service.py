@@ -198,7 +198,6 @@ from tet_core.stored import (
     Image,
     Keys,
     Patch,
-    Stored,
     announce,
     mark_of,
     pause_key,
@@ -1757,13 +1756,13 @@ def memory_needed(config: Config) -> int:
     return needed_bytes(figures.estimate(config.most_symbols, config).stored_bytes)
 
 
-def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Stored:
+def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Image:
     """What a value of Redis holds, if it is sound and of this configuration. Raises StoredValueError."""
     newest_ms = clock.now_ms() + CLOCK_TOLERANCE_MS
-    stored = read_stored_value(value, feed.timeframe, feed.wanted, newest_ms, any_prices, config.kept_fields)
-    if config.closed_only and not stored.series.newest_is_closed:
+    image = read_stored_value(value, feed.timeframe, feed.wanted, newest_ms, any_prices, config.kept_fields)
+    if config.closed_only and not image.series.newest_is_closed:
         raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
-    return stored
+    return image
 
 
 def fresh_mark() -> bytes:
@@ -2272,7 +2271,7 @@ def showing_of(service: Service) -> Showing:
 
     def load(feed: Feed) -> Image | None:
         value = store.load(store.keys.kline(feed.timeframe, feed.pair))[0]
-        return read_back(config, clock, feed, value).image if value else None
+        return read_back(config, clock, feed, value) if value else None
 
     return Showing(config, clock, service.watchlist, load)
 

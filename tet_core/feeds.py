@@ -16,7 +16,7 @@ from tet_core.pairs import Pair
 from tet_core.proofs import Closes
 from tet_core.series import Correction, Series, absorb, follow, is_lagging
 from tet_core.sessions import ALWAYS_OPEN, Hours
-from tet_core.stored import Image, Stored
+from tet_core.stored import Image
 from tet_core.times import Timeframe
 
 
@@ -112,16 +112,15 @@ class Feed:
         """Whether the close of its candle is to be streamed: not while its market is closed."""
         return not self.hours.closed_until_ms(self.next_close_ms - 1)
 
-    def restored(self, stored: Stored | None) -> None:
+    def restored(self, image: Image | None) -> None:
         """Redis was asked: it had these candles, or no sound ones."""
         with self.lock:
-            self.provenance = Provenance.RESTORED if stored else Provenance.NOTHING
-            if stored:
-                self.image, self.buffered, self.partial = stored.image, False, None
-                self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
-                self.dated_ms = stored.dated_ms
-                self.fetched_ms = self.updated_ms = stored.written_ms
-                self.completeness = stored.completeness
+            self.provenance = Provenance.RESTORED if image else Provenance.NOTHING
+            if image:
+                self.image, self.buffered, self.partial = image if image.is_ours else None, False, None
+                self.series, self.stored_end_ms = image.series, image.series.closed_end_ms
+                self.dated_ms, self.completeness = image.dated_ms, image.completeness
+                self.fetched_ms = self.updated_ms = min(image.dated_ms, image.proven_ms)
 
     def fetched(self, page: Page, before: Series | None, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
