@@ -1638,25 +1638,25 @@ def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> i
     return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
 
 
+@dataclass(frozen=True)
 class Fetcher:
-    """Fetches the candles of a feed: its pages, its gaps. It reads the feed, and changes nothing of it.
+    """Fetches the candles of a feed: its pages, its gaps. It reads the feed, and changes nothing.
 
-    Nothing changes in it, either, so that any thread may use it.
+    Any thread may use it.
     """
 
-    def __init__(self, config: Config, clock: Clock, binance: Binance) -> None:
-        self._config = config
-        self._clock = clock
-        self._binance = binance
+    config: Config
+    clock: Clock
+    binance: Binance
 
     @property
     def page_rows(self) -> int:
         """The most candles that one request asks for."""
-        return self._binance.market.page_rows
+        return self.binance.market.page_rows
 
     def page_end_ms(self, timeframe: Timeframe, first_ms: int) -> int:
         """The open time up to which one request may ask."""
-        return self._binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
+        return self.binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
 
     def pages(self, feed: Feed, held: Series | None, confirmed: bool, proven_ms: int = 0) -> Iterator[Page]:
         """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
@@ -1666,11 +1666,11 @@ class Fetcher:
         start. What is missing while its market is closed is no gap. Raises what `Binance.klines` does.
         """
         timeframe, keep, exhausted_ms = feed.timeframe, feed.wanted, feed.exhausted_ms
-        start_ms = self._clock.now_ms()
+        start_ms = self.clock.now_ms()
         series = held or Series(timeframe)
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
-        refetch = self._config.incremental_candles if confirmed else max(2, self._config.incremental_candles)
+        refetch = self.config.incremental_candles if confirmed else max(2, self.config.incremental_candles)
         if proven_ms:
             unproven = timeframe.count(timeframe.floor(proven_ms), timeframe.floor(start_ms)) + 1
             refetch = max(refetch, min(unproven, self.page_rows // 2))
@@ -1704,10 +1704,10 @@ class Fetcher:
 
         The first page must have a candle: one that was there before, or those at the window's start.
         """
-        timeframe, now_open_ms = feed.timeframe, feed.timeframe.floor(self._clock.now_ms())
+        timeframe, now_open_ms = feed.timeframe, feed.timeframe.floor(self.clock.now_ms())
         rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
         limit = min(self.page_rows, rows)
-        answer = self._binance.klines(feed.pair, timeframe, first_ms, limit, nonempty=nonempty)
+        answer = self.binance.klines(feed.pair, timeframe, first_ms, limit, nonempty=nonempty)
         return answer, now_open_ms, answer.rows >= limit and answer.reached_ms >= first_ms
 
     def window(self, feed: Feed, first_ms: int, last_ms: int) -> Iterator[tuple[int, Answer]]:
@@ -1719,7 +1719,7 @@ class Fetcher:
         while first_ms <= last_ms:
             end_ms = min(last_ms, self.page_end_ms(timeframe, first_ms))
             rows = timeframe.count(first_ms, end_ms)
-            answer = self._binance.klines(feed.pair, timeframe, first_ms, rows, end_ms)
+            answer = self.binance.klines(feed.pair, timeframe, first_ms, rows, end_ms)
             yield first_ms, answer
             first_ms = timeframe.close_of(end_ms)
 
@@ -1735,7 +1735,7 @@ class Fetcher:
             return candles
         while missing:
             limit = min(self.page_rows, timeframe.count(missing[0], missing[-1]))
-            answer = self._binance.klines(feed.pair, timeframe, missing[0], limit, missing[-1])
+            answer = self.binance.klines(feed.pair, timeframe, missing[0], limit, missing[-1])
             found = answer.candles | found  # another server may lag behind the first one
             reached_ms = max(answer.reached_ms, missing[0]) if answer.rows >= limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
@@ -1775,6 +1775,7 @@ def has_expired(config: Config, clock: Clock, feed: Feed) -> bool:
     return clock.now_ms() - feed.updated_ms > config.kline_ttl * 0.9 * SECOND_MS
 
 
+@dataclass(eq=False)
 class Writer:
     """Which candles go to Redis, and when: what is new, what is buffered, what Redis has lost.
 
@@ -1783,17 +1784,19 @@ class Writer:
     A field that others change, too, is set in one step.
     """
 
-    def __init__(self, config: Config, clock: Clock, store: Store, listener: Listener) -> None:
-        self._config = config
-        self._clock = clock
-        self._store = store
-        self._listener = listener
+    config: Config
+    clock: Clock
+    store: Store
+    listener: Listener
+
+    def __post_init__(self) -> None:
         self._flush_at_seconds = 0.0  # monotonic
         self.evicting = False
-        self._drafts = Drafts(config, fresh_mark)
-        self._read_back = partial(read_back, config, clock)
-        self._has_expired = partial(has_expired, config, clock)
-        self.losses = Losses(store.info, clock, store.notices, partial(memory_needed, config))
+        self._drafts = Drafts(self.config, fresh_mark)
+        self._read_back = partial(read_back, self.config, self.clock)
+        self._has_expired = partial(has_expired, self.config, self.clock)
+        needed = partial(memory_needed, self.config)
+        self.losses = Losses(self.store.info, self.clock, self.store.notices, needed)
 
     def restore(self, feed: Feed, any_prices: bool = False) -> None:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
@@ -1806,19 +1809,19 @@ class Writer:
 
     def restore_all(self, feeds: Collection[Feed]) -> None:
         """Read back what Redis holds, as far as it answers: the cycle tries again. Raises Stopped."""
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         for feed in feeds:
-            self._clock.check()
+            self.clock.check()
             try:
                 self.restore(feed)
             except StoreError as error:
                 feed.tried(error, 0)  # logged by the cycle
         restored = sum(1 for feed in feeds if feed.series)
         facts = {"restored": restored, "to_backfill": len(feeds) - restored}
-        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
+        say(logging.INFO, "restored from redis", **facts, seconds=round(self.clock.monotonic() - started, 2))
 
     def _load(self, feed: Feed) -> bytes | None:
-        return self._store.load(self._store.keys.kline(feed.timeframe, feed.pair))[0]
+        return self.store.load(self.store.keys.kline(feed.timeframe, feed.pair))[0]
 
     def write(self, feed: Feed) -> bool:
         """Write a feed's candles and announce them. Returns whether Redis has them, or newer ones, now.
@@ -1827,7 +1830,7 @@ class Writer:
         somebody else has written. Raises StoreError; the feed is buffered then.
         """
         with feed.writing:
-            if not (draft := self._drafts.of(feed, self._clock.now_ms())):
+            if not (draft := self._drafts.of(feed, self.clock.now_ms())):
                 feed.has_nothing_to_write()
                 return False
             try:
@@ -1850,7 +1853,7 @@ class Writer:
 
     def route(self, feed: Feed) -> str:
         """What names the servers that a feed's keys are on: who shares it may be written at once."""
-        return self._store.pipeline.route(feed.pair, feed.timeframe)
+        return self.store.pipeline.route(feed.pair, feed.timeframe)
 
     def write_all(self, feeds: Sequence[Feed]) -> None:
         """Write feeds of one route, patches in one round trip; what fails is its feed's error."""
@@ -1867,11 +1870,11 @@ class Writer:
 
     def _patch_all(self, feeds: Sequence[Feed]) -> list[Feed]:
         """Write those that are known in Redis as patches; returns what is left to be written."""
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         drafts = [draft for feed in feeds if (draft := self._drafts.of(feed, now_ms))]
         made = [(draft, draft.old and self._drafts.patch(draft, draft.old)) for draft in drafts]
         patches = [(draft, patch) for draft, patch in made if patch]
-        answers = self._store.pipeline.patch([(draft.feed.pair, *made) for draft, made in patches])
+        answers = self.store.pipeline.patch([(draft.feed.pair, *made) for draft, made in patches])
         done = set()
         for (draft, (patch, _)), answer in zip(patches, answers, strict=True):
             if isinstance(answer, StoreError):
@@ -1895,9 +1898,9 @@ class Writer:
         feed, known_end_ms, end_ms = draft.feed, draft.known_end_ms, image.series.closed_end_ms
         feed.written(image, draft.fetched_ms)
         self.losses.written(feed.name)
-        self._listener.written()
+        self.listener.written()
         if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
-            self._listener.closed((self._clock.now_ms() - end_ms) / SECOND_MS, draft.by_stream)
+            self.listener.closed((self.clock.now_ms() - end_ms) / SECOND_MS, draft.by_stream)
         if self.evicting:
             feed.evicted()
 
@@ -1909,15 +1912,15 @@ class Writer:
         feed, old, good_ms, unsound = draft.feed, draft.old, draft.good_ms, b""
         for _ in range(PUT_TRIES):
             if old and (made := self._drafts.patch(draft, old)):
-                image, (answer, *dated) = made[0].image, self._store.patch(feed.pair, *made)
+                image, (answer, *dated) = made[0].image, self.store.patch(feed.pair, *made)
             else:
                 if not old and not self.losses.may_rewrite(feed.name):
                     raise StoreError(self.losses.evicting)
                 image = self._drafts.image(draft, good_ms)
                 news = announce(feed.pair, image, None, draft.known_end_ms)
-                answer, *dated = self._store.save(feed.pair, image, news, unsound)
+                answer, *dated = self.store.save(feed.pair, image, news, unsound)
             if old and answer in ("created", "gone") and not self._has_expired(feed):
-                self.losses.note(self._store.keys.kline(feed.timeframe, feed.pair))
+                self.losses.note(self.store.keys.kline(feed.timeframe, feed.pair))
             if answer in ("created", "written"):
                 return image
             if answer == "ahead":  # readers have seen that time, if with older candles
@@ -1930,7 +1933,7 @@ class Writer:
                 partial(self._read_back, feed, any_prices=True),
                 self._load(feed) or b"",
             )
-            theirs = compared(image, found, read, self._clock.now_ms())
+            theirs = compared(image, found, read, self.clock.now_ms())
             if theirs.is_newer or (answer == "newer" and (not theirs.unsound or feed.lagging)):
                 return None
             unsound = theirs.unsound if answer == "newer" else b""
@@ -1939,14 +1942,14 @@ class Writer:
     def flush(self, feeds: Iterable[Feed]) -> int:
         """Write what is buffered, without waiting for the next cycle; returns how much. Raises Stopped."""
         buffered = [feed for feed in feeds if feed.buffered]
-        if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
+        if not buffered or self.store.retry_seconds or self.clock.monotonic() < self._flush_at_seconds:
             return 0
-        began = self._clock.monotonic()
+        began = self.clock.monotonic()
         self._flush_at_seconds = began + FLUSH_AGAIN_SECONDS
         flushed = 0
         for tried, feed in enumerate(buffered):
-            self._clock.check()
-            if self._clock.monotonic() > began + FLUSH_SECONDS:
+            self.clock.check()
+            if self.clock.monotonic() > began + FLUSH_SECONDS:
                 self._flush_at_seconds = 0.0  # there is more to be written
                 buffered = buffered[:tried]
                 break
@@ -1966,11 +1969,11 @@ class Writer:
     def limit_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
         used_mb = figures.resident_mb()
-        if self.evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
+        if self.evicting or used_mb is None or used_mb <= self.config.memory_limit_mb:
             return
         self.evicting = True
         event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
-        say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
+        say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self.config.memory_limit_mb)
         for feed in feeds:
             feed.evicted()
 
