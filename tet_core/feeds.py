@@ -122,11 +122,11 @@ class Feed:
                 self.dated_ms, self.completeness = image.dated_ms, image.completeness
                 self.fetched_ms = self.updated_ms = min(image.dated_ms, image.proven_ms)
 
-    def fetched(self, page: Page, before: Series | None, now_ms: int) -> None:
+    def fetched(self, page: Page, sent: Candles, before: Series | None, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
 
-        ``before`` is the series when the fetch began. What was streamed since then stays: all that the
-        fetch has brought, which is in the page's answer then, is laid over that.
+        ``before`` is the series when the fetch began. What was streamed since then stays: what the fetch has
+        ``sent`` so far, by all its pages, is laid over that.
         """
         with self.lock:
             moved_on = self.series is not before
@@ -137,23 +137,20 @@ class Feed:
                 self.partial = None if moved_on else page.series
                 return
             series = (
-                absorb(self.series, page.answer.candles, page.answer.asked_ms, self.wanted)
+                absorb(self.series, sent, page.answer.asked_ms, self.wanted)
                 if moved_on and self.series
                 else page.series
             )
             self._advance(series, now_ms, by_stream=False)
             by = "proof" if self.freshness.link is Link.LIVE else "poll" if before else "backfill"
             self.evidence.note_proof(by, now_ms, whole=before is None)
-            if (
-                before and self.provenance is Provenance.RESTORED
-            ):  # what Redis has lacked since it was written
+            if before and self.provenance is Provenance.RESTORED:  # what was missing when it was written
                 self.evidence.note(before, self.wanted, self.updated_ms)
             self.evidence.note(series, self.wanted, now_ms)
             self.provenance, self.partial, self.asked_ms = Provenance.CONFIRMED, None, page.answer.asked_ms
             self.lagging = is_lagging(series, page.answer.asked_ms)
-            if page.answer.candles:
-                first_ms = next(iter(page.answer.candles))
-                self.closes.prove(self.timeframe, first_ms, page.answer.asked_ms)
+            if sent:
+                self.closes.prove(self.timeframe, next(iter(sent)), page.answer.asked_ms)
 
     def streamed(self, candles: Candles, is_closed: bool, now_ms: int) -> bool:
         """Its stream has sent a candle. Returns whether that counts: if not, REST has to be asked."""

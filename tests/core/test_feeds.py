@@ -39,7 +39,7 @@ def page_of(volume="1", up_to_date=True, exhausted_ms=0, asked_ms=0):
 
 def fetch(feed, page, before=None):
     """Let a feed have fetched a page, by a fetch that began with what it had, or with that series."""
-    feed.fetched(page, before or feed.series, NOON_MS)
+    feed.fetched(page, page.answer.candles, before or feed.series, NOON_MS)
 
 
 def new_feed(pair=("BTC", "USDT"), **given):
@@ -192,7 +192,7 @@ def confirmed_feed(*volumes):
     for number, volume in enumerate(volumes):
         candles |= candle_of(number, volume)
     series = Series(TF).merge(candles, False, 100)
-    feed.fetched(Page(Answer(candles, NOON_MS), series, 0, True), None, NOON_MS)
+    feed.fetched(Page(Answer(candles, NOON_MS), series, 0, True), candles, None, NOON_MS)
     return feed
 
 
@@ -208,19 +208,19 @@ def test_what_several_pages_bring_beside_a_stream_has_no_hole():
     before = feed.series
     first = candle_of(1, "5") | candle_of(2, "5") | candle_of(3, "5")
     page = page_over(before, first, up_to_date=False)
-    feed.fetched(page, before, NOON_MS)
+    feed.fetched(page, first, before, NOON_MS)
     assert feed.streamed(candle_of(1, "5"), True, NOON_MS)
     second = candle_of(4, "5") | candle_of(5, "1")
     page = page_over(page.series, second, up_to_date=True)
-    feed.fetched(page._replace(answer=Answer(first | second, START)), before, NOON_MS)
+    feed.fetched(page, first | second, before, NOON_MS)
     assert volumes_of(feed.series) == [9, 5, 5, 5, 5, 1]
 
 
-def test_what_a_fetch_left_half_done_does_not_undo_what_a_stream_told():
+def test_what_a_fetch_left_half_done_does_not_undo_what_was_streamed():
     """Its second page failed; the next fetch begins with what was streamed since."""
     feed = confirmed_feed("9", "2")
     page = page_over(feed.series, candle_of(1, "5") | candle_of(2, "5"), up_to_date=False)
-    feed.fetched(page, feed.series, NOON_MS)
+    feed.fetched(page, page.answer.candles, feed.series, NOON_MS)
     assert feed.partial
     assert feed.streamed(candle_of(1, "5"), True, NOON_MS)
     assert feed.streamed(candle_of(2, "5"), True, NOON_MS)
@@ -232,7 +232,8 @@ def test_a_fetch_does_not_bring_back_what_was_disputed():
     feed = confirmed_feed("9", "2")
     before = feed.series
     feed.disputed()
-    feed.fetched(page_over(before, candle_of(1, "3"), up_to_date=True), before, NOON_MS)
+    sent = candle_of(1, "3")
+    feed.fetched(page_over(before, sent, up_to_date=True), sent, before, NOON_MS)
     assert (feed.series, feed.provenance) == (None, Provenance.NOTHING)
 
 
