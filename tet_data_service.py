@@ -1057,7 +1057,7 @@ class Requests:
         """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
         for attempt in range(1, self.attempts + 1):
             try:
-                reply = self._ask(path, params, weight, signed)
+                reply = self._good_reply(path, params, weight, signed)
                 with self._parsing:
                     return parse(reply)
             except TransientError as error:
@@ -1090,7 +1090,7 @@ class Requests:
                 self._latest_seconds.append(reply.received - reply.sent)
         return reply
 
-    def _ask(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
+    def _good_reply(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
         """Send one request through the gate: a good reply, or the fitting error."""
         reply = self.ask(path, params, weight, signed)
         if reply.status != 200 or read_refusal(reply.body).code is not None:
@@ -1243,7 +1243,7 @@ class Binance(Requests):
         return self._get(f"{market.prefix}/klines", params, market.klines_weight(limit), parse)
 
     @property
-    def can_tell_permissions(self) -> bool:
+    def can_ask_permissions(self) -> bool:
         """Whether there is an address that says what a key may do; a testnet has none."""
         return bool(account_of(self._config.binance_market, self._config.binance_base_url))
 
@@ -1675,12 +1675,12 @@ class Fetcher:
             unproven = timeframe.count(timeframe.floor(proven_ms), timeframe.floor(start_ms)) + 1
             refetch = max(refetch, min(unproven, self.page_rows // 2))
         first_ms = first_open_to_ask(series, keep, refetch, start_ms)
-        answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
+        answer, now_open_ms, full = self._next_page(feed, first_ms, nonempty=True)
         if not confirmed and corrections(series, answer):
             say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed.name)
             series = Series(timeframe)
             first_ms = first_open_to_ask(series, keep, 0, start_ms)
-            answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
+            answer, now_open_ms, full = self._next_page(feed, first_ms, nonempty=True)
         while True:
             candles = self._with_gaps_filled(feed, series, answer.candles, first_ms)
             series = absorb(series, candles, answer.asked_ms, keep)
@@ -1697,9 +1697,9 @@ class Fetcher:
             yield Page(Answer(candles, answer.asked_ms), series, exhausted_ms, up_to_date)
             if up_to_date:
                 return
-            answer, now_open_ms, full = self._ask(feed, first_ms)
+            answer, now_open_ms, full = self._next_page(feed, first_ms)
 
-    def _ask(self, feed: Feed, first_ms: int, nonempty: bool = False) -> tuple[Answer, int, bool]:
+    def _next_page(self, feed: Feed, first_ms: int, nonempty: bool = False) -> tuple[Answer, int, bool]:
         """Ask for the next page. Returns also the open time of the present, and whether the page is full.
 
         The first page must have a candle: one that was there before, or those at the window's start.
@@ -2416,7 +2416,7 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
 
 def check_api_key(binance: Binance) -> Check:
     """Whether the API key works and may no more than read. Makes one signed call, if anybody answers it."""
-    if not binance.can_tell_permissions:
+    if not binance.can_ask_permissions:
         return Check("keys", True, "what the API key may do cannot be asked here; candles do not need it")
     try:
         permissions = binance.key_permissions()

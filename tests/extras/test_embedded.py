@@ -334,7 +334,7 @@ def test_the_demo_takes_nothing_from_outside(tmp_path):
 # systemd
 
 
-def test_the_service_manager_is_told(exchange, redis_url, tmp_path):
+def test_the_service_manager_hears_of_it(exchange, redis_url, tmp_path):
     """READY at the start, WATCHDOG while the main loop beats, STOPPING at the end."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

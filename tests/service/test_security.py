@@ -287,7 +287,7 @@ def test_a_proxy_that_fails_is_named_by_its_variable(proxy_asked, free_port, mon
 
 
 @pytest.mark.parametrize("form", ["http://geheim@{}", "http://u:geheim@{}/geheim"])
-def test_a_streams_proxy_is_asked_and_its_secrets_are_not_told(
+def test_a_streams_proxy_is_asked_and_its_secrets_are_not_shown(
     proxy_asked, exchange, redis_url, tmp_path, form
 ):
     """With LIVE, too, a token alone is a login, a path is left out, and the log has neither."""
