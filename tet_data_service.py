@@ -2298,24 +2298,12 @@ def serving_http(service: Service) -> Iterator[None]:
     from tet_extras.web import answers, events, server
 
     showing = showing_of(service)
-    ages = showing.ages if config.metrics_per_symbol else None
-
-    def frames() -> list[str]:
-        return [timeframe.name for timeframe in config.timeframe]
 
     def snapshot() -> Snapshot:
         return replace(status.snapshot(), members=list(service.members.in_status) or None)
 
     with events.kept(LOGGER, config.secrets) as recent:
-        sources = answers.Sources(
-            snapshot,
-            status.health,
-            frames,
-            showing.feeds,
-            showing.candles_of,
-            ages,
-            recent.latest,
-        )
+        sources = answers.Sources(snapshot, status.health, showing, recent.latest)
         bots = binance_api(service, showing) if config.binance_proxy else None
         with server.serving(config.http_addr, config.http_token, sources, bots) as web:
             service.listeners.add(web)

@@ -60,15 +60,7 @@ class Answered(NamedTuple):
 def site_of(rig, token=None, on_loopback=True):
     """What answers for a service, without a server."""
     status, showing = rig.service.status, tet.showing_of(rig.service)
-    frames = tuple(timeframe.name for timeframe in rig.config.timeframe)
-    sources = Sources(
-        status.snapshot,
-        status.health,
-        lambda: frames,
-        showing.feeds,
-        showing.candles_of,
-        None,
-    )
+    sources = Sources(status.snapshot, status.health, showing)
     site = Site(sources, Table(showing.feeds), Exposition(sources))
     return Answers(site, site.application(token, on_loopback))
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tet_core.errors import StoreError
+from tet_core.series import Series
+from tet_core.stored import Image
 from tet_core.times import DAY_MS, iso_time
 
 MOST_CANDLES_A_DAY = 1_440  # those of 1s candles are too many to be looked at
@@ -83,7 +85,7 @@ class Looked(NamedTuple):
     points: Mapping[tuple[bytes, int], Point]
 
     @classmethod
-    def look(cls, image: Any, mark: tuple[int, ...], seen: Mapping[tuple[bytes, int], Point]) -> Looked:
+    def look(cls, image: Image, mark: tuple[int, ...], seen: Mapping[tuple[bytes, int], Point]) -> Looked:
         """Look at them; at what was ``seen`` before not again."""
         series, start, last = image.series, image.start, image.end - 1
         opens, step_ms = series.opens, series.timeframe.step_ms
@@ -105,7 +107,7 @@ class Looked(NamedTuple):
 
 
 def _points(
-    series: Any, places: Iterable[int], seen: Mapping[tuple[bytes, int], Point]
+    series: Series, places: Iterable[int], seen: Mapping[tuple[bytes, int], Point]
 ) -> tuple[dict[int, Point], dict[tuple[bytes, int], Point]]:
     """What is to be looked at in candles, by their places, and the same of packed ones, to be remembered."""
     points, kept = {}, {}
@@ -123,21 +125,21 @@ def _points(
     return points, kept
 
 
-def _day_of(series: Any, day: int, last: int) -> Extremes | None:
+def _day_of(series: Series, day: int, last: int) -> Extremes | None:
     """The extremes of a day's closed candles, from ``day`` to ``last``, where there are not too many."""
     if not day < last < day + MOST_CANDLES_A_DAY:
         return None
     return Extremes.look(series.joined(day, last).decode())
 
 
-def _spark_places(series: Any, start: int, last: int) -> list[int]:
+def _spark_places(series: Series, start: int, last: int) -> list[int]:
     """Evenly spaced places of the sparkline; the candles there stay the same while the window moves on."""
     stride = max(1, -(-(last - start) // (SPARK_POINTS - 1)))
     first = start + -series.timeframe.number(series.opens[start]) % stride
     return list(range(first, last, stride))
 
 
-def summary(image: Any, before: Looked | None = None, decimals: int = 0) -> tuple[dict[str, Any], Looked]:
+def summary(image: Image, before: Looked | None = None, decimals: int = 0) -> tuple[dict[str, Any], Looked]:
     """What a row says of its candles, and what was looked at; ``image`` is a value of one candle or more.
 
     ``price`` is the newest candle's close, exact. Changes are shares: over the window from its first open,
@@ -190,8 +192,8 @@ class Shown(NamedTuple):
     state: str
     reason: str
     updated: str | None
-    series: Any
-    candles: Callable[[], Any]
+    series: Series | None
+    candles: Callable[[], Image | None]
 
 
 class _Row(NamedTuple):

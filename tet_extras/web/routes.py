@@ -31,6 +31,7 @@ from starlette.routing import BaseRoute, Route
 from tet_core.errors import StoreError
 from tet_core.pairs import plain_symbol
 from tet_core.snapshot import Health, as_json
+from tet_core.stored import Image
 
 from .answers import (
     JSON,
@@ -64,7 +65,7 @@ class Site:
         self._sources = sources
         self._table = table
         self._metrics = metrics
-        self._closes = Closes(sources.shown)
+        self._closes = Closes(sources.showing.feeds)
         self.news = News(table, self.status_now, self._closes)
         self.files = page_files()
         self._making = asyncio.Lock()  # of candles, one answer at a time: each takes some MB meanwhile
@@ -125,7 +126,7 @@ class Site:
             raise Refused(503, "too many follow /events", Retry_After="30")
         if not (text := request.query_params.get("candles", "")):
             return StreamingResponse(self.news.follow(), 200, headers)
-        feeds = parse_feeds(text, self._sources.timeframes())
+        feeds = parse_feeds(text, self._sources.showing.timeframes())
         await run_in_threadpool(self._closes.begin, feeds)
         return StreamingResponse(self.news.follow(feeds), 200, headers)
 
@@ -158,7 +159,7 @@ class Site:
 
     async def candles(self, request: Request) -> Response:
         """The candles of a pair, made into an answer once for each write."""
-        asked = parse_candles_query(request.query_params.multi_items(), self._sources.timeframes())
+        asked = parse_candles_query(request.query_params.multi_items(), self._sources.showing.timeframes())
         async with self._making:
             return await run_in_threadpool(lambda: self._candles(asked).response(request))
 
@@ -177,10 +178,10 @@ class Site:
             self._keep(asked, *kept)
         return kept[1]
 
-    def _image(self, symbol: str, timeframe: str) -> Any:
+    def _image(self, symbol: str, timeframe: str) -> Image | None:
         """A symbol's stored value. Raises Refused."""
         try:
-            return self._sources.candles_of(symbol, timeframe)
+            return self._sources.showing.candles_of(symbol, timeframe)
         except LookupError:
             raise Refused(404, f"{symbol!r:.60} is not kept here; /api/pairs has what is") from None
         except StoreError as error:

@@ -55,7 +55,7 @@ class WebServer(Listener):
         self._address = address
         self._metrics = Exposition(sources)
         self._bounds = Bounds()
-        site = Site(sources, Table(sources.shown), self._metrics)
+        site = Site(sources, Table(sources.showing.feeds), self._metrics)
         self._news = site.news
         self._news.most = min(self._news.most, max(1, self._bounds.most // 2))
         self._server = uvicorn.Server(
