@@ -26,7 +26,7 @@ class BinanceApi:
         self._klines = Klines(Window(candles, settings), exchange.prefix, exchange.now_ms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer any call; those of other markets and of accounts are told where to turn to."""
+        """Answer any call; those of other markets and of accounts are shown where to turn to."""
         try:
             response = await self._answer(Request(scope))
         except Refusal as refusal:

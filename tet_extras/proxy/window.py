@@ -1,7 +1,7 @@
 """Klines from the window, as the exchange would answer: what it holds costs no request.
 
 What it does not hold is left to be forwarded: older candles, other pairs and intervals, and what may be wrong
-in a question, since the exchange says best what. Nothing old is told as new: just after a close an answer
+in a question, since the exchange says best what. Nothing old is given as new: just after a close an answer
 waits for the window, and beyond MAX_DATA_AGE there is none.
 """
 

@@ -31,7 +31,7 @@ TAKING_BYTES = 16_000_000  # of bodies that are being taken; what several take c
 UNSENT_BYTES = 16_384  # to a client, above which nothing more is written
 COMPLAINT_SECONDS = 60.0  # without a failure, after which the next one is logged again
 RETRY_SECONDS = 1.0  # asyncio's own, after a client could not be accepted
-BURST_SECONDS = 0.5  # in which it tells of one failure many times
+BURST_SECONDS = 0.5  # in which it reports one failure many times
 FULL = PlainTextResponse("too many are being answered\n", 503, {"Retry-After": "1"})
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 

@@ -62,7 +62,7 @@ class Bots(Protocol):
 class Guard:
     """Lets those through to ``app`` who may ask; ``locked`` is the page that asks a browser for the token.
 
-    ``scope["has_token"]`` tells the application whether the token was given, or none is needed. Paths that
+    ``scope["has_token"]`` says to the application whether the token was given, or none is needed. Paths that
     ``bots`` has are answered by that: they are refused as the exchange does it, other methods than GET are
     for it to refuse, and the token may stand before the path, since bots send no headers.
     """

@@ -1,4 +1,4 @@
-"""The metrics that /metrics tells Prometheus: what each is, and from where its value comes."""
+"""The metrics that /metrics gives Prometheus: what each is, and from where its value comes."""
 
 from __future__ import annotations
 

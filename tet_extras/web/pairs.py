@@ -207,7 +207,7 @@ class _Row(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """The rows as they were seen last; what was told of them is made once for all who ask for the same."""
+    """The rows as they were seen last; what is said of them is made once for all who ask for the same."""
 
     version: int
     rows: dict[tuple[str, str], _Row]
@@ -226,7 +226,7 @@ class Table:
 
     ``shown`` gives the feeds, their state, and a way to their candles, which raises StoreError where these
     cannot be had now. Any thread may ask. One looks at the pairs, under `_looking`, which may take long where
-    candles come from Redis; meanwhile others are told what was seen before, but at first, when there is none.
+    candles come from Redis; meanwhile others get what was seen before, but at first, when there is none.
     """
 
     def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:

@@ -135,7 +135,7 @@ class Site:
         return Content(JSON, self.status_now()[1]).response(request)
 
     def status_now(self) -> tuple[str, bytes]:
-        """What of the status is worth telling at once, and all as JSON; as old as STATUS_SECONDS at most."""
+        """What of the status is worth sending at once, and all as JSON; as old as STATUS_SECONDS at most."""
         if time.monotonic() - self._status_at_seconds >= STATUS_SECONDS:
             status, health = self._sources.status(), self._sources.health()
             links = status.live.feeds if status.live else None

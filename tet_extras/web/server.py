@@ -88,7 +88,7 @@ class WebServer(Listener):
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more, and tell nobody anything more."""
+        """Listen no more, and send nobody anything more."""
         self._server.should_exit = True
         if self._loop:
             with suppress(RuntimeError):  # it has ended
