@@ -198,7 +198,6 @@ from tet_core.stored import (
     Image,
     Keys,
     Patch,
-    Stored,
     announce,
     mark_of,
     pause_key,
@@ -230,10 +229,10 @@ from tet_extras.options import (
     Option,
     Parsed,
     api_key,
+    file_path,
     is_path_at_fault,
     listed,
     member_name,
-    path,
     shard,
     symbol_names,
     with_flags,
@@ -335,7 +334,7 @@ def _timeframes(text: str) -> tuple[Timeframe, ...]:
 MOST_CONCURRENT = 100  # of CONCURRENT_REQUESTS
 WHOLE, NUMBER, BOOL = click.IntRange, click.FloatRange, click.BOOL
 SECONDS_OF_DAY, SECONDS_OF_YEAR = click.IntRange(1, 86_400), click.IntRange(1, 31_536_000)
-TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", path)
+TEXT, PATH = Parsed("TEXT", "text", str), Parsed("PATH", "a path", file_path)
 KEY = Parsed("KEY", "printable characters without spaces", api_key)
 URL = Parsed("URL", "an http or https address", addresses.base_url)
 STREAM_URL = Parsed("URL", "a ws or wss address", addresses.stream_url)
@@ -733,16 +732,19 @@ class TokenBucket:
 
     def __init__(self, rate: float, now_seconds: float) -> None:
         self.rate = rate
-        self.burst = self._tokens = max(1.0, rate)
         self._at_seconds = now_seconds
-        self.set_rate(rate, now_seconds)
+        self._tokens = self.burst
 
     def set_rate(self, rate: float, now_seconds: float) -> None:
         """Have so many tokens a second from now on; what was reserved stays."""
         self._earn(now_seconds)
-        self.rate, self.burst = rate, max(1.0, rate)
-        self._release_seconds = RELEASE_SECONDS if rate * RELEASE_SECONDS >= 2 else 0.0  # of no use for one
+        self.rate = rate
         self._tokens = min(self.burst, self._tokens)
+
+    @property
+    def burst(self) -> float:
+        """How many tokens there may be at once."""
+        return max(1.0, self.rate)
 
     def _earn(self, now_seconds: float) -> None:
         earned = (now_seconds - self._at_seconds) * self.rate
@@ -754,8 +756,8 @@ class TokenBucket:
         self._earn(now_seconds)
         self._tokens -= 1
         slot_seconds = now_seconds - min(0.0, self._tokens) / self.rate
-        if self._release_seconds and self._tokens < 0:
-            slot_seconds = math.ceil(slot_seconds / self._release_seconds) * self._release_seconds
+        if self._tokens < 0 and self.rate * RELEASE_SECONDS >= 2:  # a group of one saves nothing
+            slot_seconds = math.ceil(slot_seconds / RELEASE_SECONDS) * RELEASE_SECONDS
         return slot_seconds - now_seconds
 
 
@@ -1057,7 +1059,7 @@ class Requests:
         """Ask, check and parse, up to `attempts` times; a pause in between is waited out at the gate."""
         for attempt in range(1, self.attempts + 1):
             try:
-                reply = self._ask(path, params, weight, signed)
+                reply = self._good_reply(path, params, weight, signed)
                 with self._parsing:
                     return parse(reply)
             except TransientError as error:
@@ -1090,7 +1092,7 @@ class Requests:
                 self._latest_seconds.append(reply.received - reply.sent)
         return reply
 
-    def _ask(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
+    def _good_reply(self, path: str, params: Params, weight: int, signed: bool) -> Reply:
         """Send one request through the gate: a good reply, or the fitting error."""
         reply = self.ask(path, params, weight, signed)
         if reply.status != 200 or read_refusal(reply.body).code is not None:
@@ -1243,7 +1245,7 @@ class Binance(Requests):
         return self._get(f"{market.prefix}/klines", params, market.klines_weight(limit), parse)
 
     @property
-    def can_tell_permissions(self) -> bool:
+    def can_ask_permissions(self) -> bool:
         """Whether there is an address that says what a key may do; a testnet has none."""
         return bool(account_of(self._config.binance_market, self._config.binance_base_url))
 
@@ -1638,25 +1640,25 @@ def first_open_to_ask(series: Series, keep: int, refetch: int, now_ms: int) -> i
     return max(window_ms, series.opens[-min(refetch, len(series))]) if series else window_ms
 
 
+@dataclass(frozen=True)
 class Fetcher:
-    """Fetches the candles of a feed: its pages, its gaps. It reads the feed, and changes nothing of it.
+    """Fetches the candles of a feed: its pages, its gaps. It reads the feed, and changes nothing.
 
-    Nothing changes in it, either, so that any thread may use it.
+    Any thread may use it.
     """
 
-    def __init__(self, config: Config, clock: Clock, binance: Binance) -> None:
-        self._config = config
-        self._clock = clock
-        self._binance = binance
+    config: Config
+    clock: Clock
+    binance: Binance
 
     @property
     def page_rows(self) -> int:
         """The most candles that one request asks for."""
-        return self._binance.market.page_rows
+        return self.binance.market.page_rows
 
     def page_end_ms(self, timeframe: Timeframe, first_ms: int) -> int:
         """The open time up to which one request may ask."""
-        return self._binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
+        return self.binance.market.page_end_ms(timeframe, first_ms, self.page_rows)
 
     def pages(self, feed: Feed, held: Series | None, confirmed: bool, proven_ms: int = 0) -> Iterator[Page]:
         """Fetch what is new since ``held``, page by page, oldest first; the last page is up to date.
@@ -1666,21 +1668,21 @@ class Fetcher:
         start. What is missing while its market is closed is no gap. Raises what `Binance.klines` does.
         """
         timeframe, keep, exhausted_ms = feed.timeframe, feed.wanted, feed.exhausted_ms
-        start_ms = self._clock.now_ms()
+        start_ms = self.clock.now_ms()
         series = held or Series(timeframe)
         if series and series.opens[-1] < timeframe.shift(timeframe.floor(start_ms), -keep):
             series = Series(timeframe)  # absent for longer than the window
-        refetch = self._config.incremental_candles if confirmed else max(2, self._config.incremental_candles)
+        refetch = self.config.incremental_candles if confirmed else max(2, self.config.incremental_candles)
         if proven_ms:
             unproven = timeframe.count(timeframe.floor(proven_ms), timeframe.floor(start_ms)) + 1
             refetch = max(refetch, min(unproven, self.page_rows // 2))
         first_ms = first_open_to_ask(series, keep, refetch, start_ms)
-        answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
+        answer, now_open_ms, full = self._next_page(feed, first_ms, nonempty=True)
         if not confirmed and corrections(series, answer):
             say(logging.WARNING, "stored candles are of another market, backfilling", feed=feed.name)
             series = Series(timeframe)
             first_ms = first_open_to_ask(series, keep, 0, start_ms)
-            answer, now_open_ms, full = self._ask(feed, first_ms, nonempty=True)
+            answer, now_open_ms, full = self._next_page(feed, first_ms, nonempty=True)
         while True:
             candles = self._with_gaps_filled(feed, series, answer.candles, first_ms)
             series = absorb(series, candles, answer.asked_ms, keep)
@@ -1697,17 +1699,17 @@ class Fetcher:
             yield Page(Answer(candles, answer.asked_ms), series, exhausted_ms, up_to_date)
             if up_to_date:
                 return
-            answer, now_open_ms, full = self._ask(feed, first_ms)
+            answer, now_open_ms, full = self._next_page(feed, first_ms)
 
-    def _ask(self, feed: Feed, first_ms: int, nonempty: bool = False) -> tuple[Answer, int, bool]:
+    def _next_page(self, feed: Feed, first_ms: int, nonempty: bool = False) -> tuple[Answer, int, bool]:
         """Ask for the next page. Returns also the open time of the present, and whether the page is full.
 
         The first page must have a candle: one that was there before, or those at the window's start.
         """
-        timeframe, now_open_ms = feed.timeframe, feed.timeframe.floor(self._clock.now_ms())
+        timeframe, now_open_ms = feed.timeframe, feed.timeframe.floor(self.clock.now_ms())
         rows = max(1, timeframe.count(first_ms, now_open_ms) + 1)  # one more: a candle may close
         limit = min(self.page_rows, rows)
-        answer = self._binance.klines(feed.pair, timeframe, first_ms, limit, nonempty=nonempty)
+        answer = self.binance.klines(feed.pair, timeframe, first_ms, limit, nonempty=nonempty)
         return answer, now_open_ms, answer.rows >= limit and answer.reached_ms >= first_ms
 
     def window(self, feed: Feed, first_ms: int, last_ms: int) -> Iterator[tuple[int, Answer]]:
@@ -1719,7 +1721,7 @@ class Fetcher:
         while first_ms <= last_ms:
             end_ms = min(last_ms, self.page_end_ms(timeframe, first_ms))
             rows = timeframe.count(first_ms, end_ms)
-            answer = self._binance.klines(feed.pair, timeframe, first_ms, rows, end_ms)
+            answer = self.binance.klines(feed.pair, timeframe, first_ms, rows, end_ms)
             yield first_ms, answer
             first_ms = timeframe.close_of(end_ms)
 
@@ -1735,7 +1737,7 @@ class Fetcher:
             return candles
         while missing:
             limit = min(self.page_rows, timeframe.count(missing[0], missing[-1]))
-            answer = self._binance.klines(feed.pair, timeframe, missing[0], limit, missing[-1])
+            answer = self.binance.klines(feed.pair, timeframe, missing[0], limit, missing[-1])
             found = answer.candles | found  # another server may lag behind the first one
             reached_ms = max(answer.reached_ms, missing[0]) if answer.rows >= limit else missing[-1]
             missing = [open_ms for open_ms in missing if open_ms > reached_ms]
@@ -1756,13 +1758,13 @@ def memory_needed(config: Config) -> int:
     return needed_bytes(figures.estimate(config.most_symbols, config).stored_bytes)
 
 
-def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Stored:
+def read_back(config: Config, clock: Clock, feed: Feed, value: bytes, any_prices: bool = False) -> Image:
     """What a value of Redis holds, if it is sound and of this configuration. Raises StoredValueError."""
     newest_ms = clock.now_ms() + CLOCK_TOLERANCE_MS
-    stored = read_stored_value(value, feed.timeframe, feed.wanted, newest_ms, any_prices, config.kept_fields)
-    if config.closed_only and not stored.series.newest_is_closed:
+    image = read_stored_value(value, feed.timeframe, feed.wanted, newest_ms, any_prices, config.kept_fields)
+    if config.closed_only and not image.series.newest_is_closed:
         raise StoredValueError("written without CLOSED_ONLY: one closed candle short of the window")
-    return stored
+    return image
 
 
 def fresh_mark() -> bytes:
@@ -1775,6 +1777,7 @@ def has_expired(config: Config, clock: Clock, feed: Feed) -> bool:
     return clock.now_ms() - feed.updated_ms > config.kline_ttl * 0.9 * SECOND_MS
 
 
+@dataclass(eq=False)
 class Writer:
     """Which candles go to Redis, and when: what is new, what is buffered, what Redis has lost.
 
@@ -1783,17 +1786,19 @@ class Writer:
     A field that others change, too, is set in one step.
     """
 
-    def __init__(self, config: Config, clock: Clock, store: Store, listener: Listener) -> None:
-        self._config = config
-        self._clock = clock
-        self._store = store
-        self._listener = listener
+    config: Config
+    clock: Clock
+    store: Store
+    listener: Listener
+
+    def __post_init__(self) -> None:
         self._flush_at_seconds = 0.0  # monotonic
         self.evicting = False
-        self._drafts = Drafts(config, fresh_mark)
-        self._read_back = partial(read_back, config, clock)
-        self._has_expired = partial(has_expired, config, clock)
-        self.losses = Losses(store.info, clock, store.notices, partial(memory_needed, config))
+        self._drafts = Drafts(self.config, fresh_mark)
+        self._read_back = partial(read_back, self.config, self.clock)
+        self._has_expired = partial(has_expired, self.config, self.clock)
+        needed = partial(memory_needed, self.config)
+        self.losses = Losses(self.store.info, self.clock, self.store.notices, needed)
 
     def restore(self, feed: Feed, any_prices: bool = False) -> None:
         """Read back what Redis holds, if it is sound and of this configuration. Raises StoreError."""
@@ -1806,19 +1811,19 @@ class Writer:
 
     def restore_all(self, feeds: Collection[Feed]) -> None:
         """Read back what Redis holds, as far as it answers: the cycle tries again. Raises Stopped."""
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         for feed in feeds:
-            self._clock.check()
+            self.clock.check()
             try:
                 self.restore(feed)
             except StoreError as error:
                 feed.tried(error, 0)  # logged by the cycle
         restored = sum(1 for feed in feeds if feed.series)
         facts = {"restored": restored, "to_backfill": len(feeds) - restored}
-        say(logging.INFO, "restored from redis", **facts, seconds=round(self._clock.monotonic() - started, 2))
+        say(logging.INFO, "restored from redis", **facts, seconds=round(self.clock.monotonic() - started, 2))
 
     def _load(self, feed: Feed) -> bytes | None:
-        return self._store.load(self._store.keys.kline(feed.timeframe, feed.pair))[0]
+        return self.store.load(self.store.keys.kline(feed.timeframe, feed.pair))[0]
 
     def write(self, feed: Feed) -> bool:
         """Write a feed's candles and announce them. Returns whether Redis has them, or newer ones, now.
@@ -1827,8 +1832,8 @@ class Writer:
         somebody else has written. Raises StoreError; the feed is buffered then.
         """
         with feed.writing:
-            if not (draft := self._drafts.of(feed, self._clock.now_ms())):
-                feed.buffered = False  # a pair so new that no candle has closed yet
+            if not (draft := self._drafts.of(feed, self.clock.now_ms())):
+                feed.has_nothing_to_write()
                 return False
             try:
                 image = self._put(draft)
@@ -1850,7 +1855,7 @@ class Writer:
 
     def route(self, feed: Feed) -> str:
         """What names the servers that a feed's keys are on: who shares it may be written at once."""
-        return self._store.pipeline.route(feed.pair, feed.timeframe)
+        return self.store.pipeline.route(feed.pair, feed.timeframe)
 
     def write_all(self, feeds: Sequence[Feed]) -> None:
         """Write feeds of one route, patches in one round trip; what fails is its feed's error."""
@@ -1867,11 +1872,11 @@ class Writer:
 
     def _patch_all(self, feeds: Sequence[Feed]) -> list[Feed]:
         """Write those that are known in Redis as patches; returns what is left to be written."""
-        now_ms = self._clock.now_ms()
+        now_ms = self.clock.now_ms()
         drafts = [draft for feed in feeds if (draft := self._drafts.of(feed, now_ms))]
         made = [(draft, draft.old and self._drafts.patch(draft, draft.old)) for draft in drafts]
         patches = [(draft, patch) for draft, patch in made if patch]
-        answers = self._store.pipeline.patch([(draft.feed.pair, *made) for draft, made in patches])
+        answers = self.store.pipeline.patch([(draft.feed.pair, *made) for draft, made in patches])
         done = set()
         for (draft, (patch, _)), answer in zip(patches, answers, strict=True):
             if isinstance(answer, StoreError):
@@ -1895,9 +1900,9 @@ class Writer:
         feed, known_end_ms, end_ms = draft.feed, draft.known_end_ms, image.series.closed_end_ms
         feed.written(image, draft.fetched_ms)
         self.losses.written(feed.name)
-        self._listener.written()
+        self.listener.written()
         if known_end_ms and end_ms == feed.timeframe.close_of(known_end_ms):
-            self._listener.closed((self._clock.now_ms() - end_ms) / SECOND_MS, draft.by_stream)
+            self.listener.closed((self.clock.now_ms() - end_ms) / SECOND_MS, draft.by_stream)
         if self.evicting:
             feed.evicted()
 
@@ -1909,15 +1914,15 @@ class Writer:
         feed, old, good_ms, unsound = draft.feed, draft.old, draft.good_ms, b""
         for _ in range(PUT_TRIES):
             if old and (made := self._drafts.patch(draft, old)):
-                image, (answer, *dated) = made[0].image, self._store.patch(feed.pair, *made)
+                image, (answer, *dated) = made[0].image, self.store.patch(feed.pair, *made)
             else:
                 if not old and not self.losses.may_rewrite(feed.name):
                     raise StoreError(self.losses.evicting)
                 image = self._drafts.image(draft, good_ms)
                 news = announce(feed.pair, image, None, draft.known_end_ms)
-                answer, *dated = self._store.save(feed.pair, image, news, unsound)
+                answer, *dated = self.store.save(feed.pair, image, news, unsound)
             if old and answer in ("created", "gone") and not self._has_expired(feed):
-                self.losses.note(self._store.keys.kline(feed.timeframe, feed.pair))
+                self.losses.note(self.store.keys.kline(feed.timeframe, feed.pair))
             if answer in ("created", "written"):
                 return image
             if answer == "ahead":  # readers have seen that time, if with older candles
@@ -1930,7 +1935,7 @@ class Writer:
                 partial(self._read_back, feed, any_prices=True),
                 self._load(feed) or b"",
             )
-            theirs = compared(image, found, read, self._clock.now_ms())
+            theirs = compared(image, found, read, self.clock.now_ms())
             if theirs.is_newer or (answer == "newer" and (not theirs.unsound or feed.lagging)):
                 return None
             unsound = theirs.unsound if answer == "newer" else b""
@@ -1939,14 +1944,14 @@ class Writer:
     def flush(self, feeds: Iterable[Feed]) -> int:
         """Write what is buffered, without waiting for the next cycle; returns how much. Raises Stopped."""
         buffered = [feed for feed in feeds if feed.buffered]
-        if not buffered or self._store.retry_seconds or self._clock.monotonic() < self._flush_at_seconds:
+        if not buffered or self.store.retry_seconds or self.clock.monotonic() < self._flush_at_seconds:
             return 0
-        began = self._clock.monotonic()
+        began = self.clock.monotonic()
         self._flush_at_seconds = began + FLUSH_AGAIN_SECONDS
         flushed = 0
         for tried, feed in enumerate(buffered):
-            self._clock.check()
-            if self._clock.monotonic() > began + FLUSH_SECONDS:
+            self.clock.check()
+            if self.clock.monotonic() > began + FLUSH_SECONDS:
                 self._flush_at_seconds = 0.0  # there is more to be written
                 buffered = buffered[:tried]
                 break
@@ -1966,11 +1971,11 @@ class Writer:
     def limit_memory(self, feeds: Iterable[Feed]) -> None:
         """Above the memory limit, hold candles only while they are worked on: Redis has them."""
         used_mb = figures.resident_mb()
-        if self.evicting or used_mb is None or used_mb <= self._config.memory_limit_mb:
+        if self.evicting or used_mb is None or used_mb <= self.config.memory_limit_mb:
             return
         self.evicting = True
         event = "above MEMORY_LIMIT_MB: evicting candles after each update, reloading them from Redis"
-        say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self._config.memory_limit_mb)
+        say(logging.WARNING, event, memory_mb=round(used_mb), limit_mb=self.config.memory_limit_mb)
         for feed in feeds:
             feed.evicted()
 
@@ -2161,7 +2166,7 @@ class Service:
 
         A worker does it, one at a time: Redis may take its time, for which the main thread never waits.
         """
-        self.members.look()
+        self.members.renew()
         self.store.claim.renew()
         if self.bulletin.is_due():
             self.write_status()
@@ -2214,7 +2219,6 @@ def apply_settings(service: Service, changed: frozenset[str]) -> None:
         service.symbols.due_ms = 0
         service.store.claim.keeps([timeframe.name for timeframe in config.timeframe], config.symbols)
     apply(config.log_level, config.secrets)
-    service.interval.apply(config)
     if not config.takes_part:  # a member's rate is a part of it, which it works out again and again
         binance.gate.rate = config.api_requests_per_sec
     if changed & {"public_data", "binance_api_key", "binance_secret_key"}:
@@ -2272,7 +2276,7 @@ def showing_of(service: Service) -> Showing:
 
     def load(feed: Feed) -> Image | None:
         value = store.load(store.keys.kline(feed.timeframe, feed.pair))[0]
-        return read_back(config, clock, feed, value).image if value else None
+        return read_back(config, clock, feed, value) if value else None
 
     return Showing(config, clock, service.watchlist, load)
 
@@ -2283,7 +2287,7 @@ def binance_api(service: Service, showing: Showing) -> BinanceApi:
 
     binance, clock = service.binance, service.clock
     exchange = api.Exchange(binance.market.prefix, binance.gate, binance.ask, clock.now_ms)
-    return api.BinanceApi(service.config, exchange, showing, StoreError)
+    return api.BinanceApi(service.config, exchange, showing)
 
 
 @contextmanager
@@ -2296,27 +2300,14 @@ def serving_http(service: Service) -> Iterator[None]:
     from tet_extras.web import answers, events, server
 
     showing = showing_of(service)
-    ages = showing.ages if config.metrics_per_symbol else None
-
-    def frames() -> list[str]:
-        return [timeframe.name for timeframe in config.timeframe]
 
     def snapshot() -> Snapshot:
         return replace(status.snapshot(), members=list(service.members.in_status) or None)
 
     with events.kept(LOGGER, config.secrets) as recent:
-        sources = answers.Sources(
-            snapshot,
-            status.health,
-            frames,
-            showing.feeds,
-            showing.candles_of,
-            ages,
-            StoreError,
-            recent.latest,
-        )
+        sources = answers.Sources(snapshot, status.health, showing, recent.latest)
         bots = binance_api(service, showing) if config.binance_proxy else None
-        with server.serving(config.http_addr, config.http_token, sources, TetError, bots) as web:
+        with server.serving(config.http_addr, config.http_token, sources, bots) as web:
             service.listeners.add(web)
             url = addresses.page_url(config.http_addr[0], web.port)
             say(logging.INFO, "serving the page, /api, /health and /metrics", url=url)
@@ -2415,7 +2406,7 @@ def _check_binance(config: Config, clock: Clock, binance: Binance) -> Iterator[C
 
 def check_api_key(binance: Binance) -> Check:
     """Whether the API key works and may no more than read. Makes one signed call, if anybody answers it."""
-    if not binance.can_tell_permissions:
+    if not binance.can_ask_permissions:
         return Check("keys", True, "what the API key may do cannot be asked here; candles do not need it")
     try:
         permissions = binance.key_permissions()
@@ -2454,7 +2445,7 @@ def verify(
         config = replace(config, group=None, egress=config.egress or "")
     inbox, watchlist = Inbox(), Watchlist(config)
     members = Membership(config, clock, store, binance.gate, watchlist)
-    tick = said.with_waits_shown(binance.gate, members.look)
+    tick = said.with_waits_shown(binance.gate, members.renew)
     workers = Workers(1, clock, inbox, lambda message: None, tick)
     clock.wakes(inbox.wake)
     fetcher = Fetcher(config, clock, binance)
@@ -2471,7 +2462,7 @@ def verify(
             for feed in watchlist:
                 verdicts.append(verify_feed(feed, fetcher, writer, clock.now_ms() * repair))
                 if not as_json:
-                    said.show_verdict(feed.name, verdicts[-1], iso_time)
+                    said.show_verdict(feed.name, verdicts[-1])
                 step(1)
         return verdicts
 
@@ -2514,7 +2505,7 @@ def with_redis(config: Config) -> Iterator[Config]:
     from tet_extras import embedded
 
     memory_mb = 256 + 3 * (figures.estimate(config.most_symbols, config).stored_bytes // 1_000_000)
-    with embedded.running(config.data_dir, memory_mb, say, StoreError) as port:
+    with embedded.running(config.data_dir, memory_mb, say) as port:
         yield _at_port(config, port)
 
 
@@ -2524,7 +2515,7 @@ def find_embedded(config: Config) -> Config:
         return config
     from tet_extras import embedded
 
-    return _at_port(config, embedded.running_port(config.data_dir, StoreError))
+    return _at_port(config, embedded.running_port(config.data_dir))
 
 
 def _at_port(config: Config, port: int) -> Config:

@@ -12,7 +12,6 @@ from tet_core.stored import (
     Announcement,
     Image,
     Patch,
-    Stored,
     announce,
     make_image,
     make_patch,
@@ -89,14 +88,14 @@ class Theirs(NamedTuple):
     is_newer: bool = False
 
 
-def compared(image: Image, value: bytes, read: Callable[[bytes], Stored], now_ms: int) -> Theirs:
+def compared(image: Image, value: bytes, read: Callable[[bytes], Image], now_ms: int) -> Theirs:
     """What somebody else has written in place of an image. Raises StoredValueError: other closed candles."""
     try:
-        stored = read(value)
+        theirs = read(value)
     except StoredValueError:
         return Theirs(value[-AGE_BYTES:])
-    if found := contradictions(image.series, stored.series):
+    if found := contradictions(image.series, theirs.series):
         at = iso_time(found[0].open_ms)
         raise StoredValueError(f"{len(found)} closed candles differ, such as that of {at}")
-    is_believed = stored.dated_ms <= now_ms + MAX_AHEAD_MS and stored.age[0] <= now_ms + CLOCK_TOLERANCE_MS
-    return Theirs(is_newer=is_believed and stored.age > image.age)
+    is_believed = theirs.dated_ms <= now_ms + MAX_AHEAD_MS and theirs.age[0] <= now_ms + CLOCK_TOLERANCE_MS
+    return Theirs(is_newer=is_believed and theirs.age > image.age)

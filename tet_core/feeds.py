@@ -16,7 +16,7 @@ from tet_core.pairs import Pair
 from tet_core.proofs import Closes
 from tet_core.series import Correction, Series, absorb, follow, is_lagging
 from tet_core.sessions import ALWAYS_OPEN, Hours
-from tet_core.stored import Image, Stored
+from tet_core.stored import Image
 from tet_core.times import Timeframe
 
 
@@ -112,25 +112,24 @@ class Feed:
         """Whether the close of its candle is to be streamed: not while its market is closed."""
         return not self.hours.closed_until_ms(self.next_close_ms - 1)
 
-    def restored(self, stored: Stored | None) -> None:
+    def restored(self, image: Image | None) -> None:
         """Redis was asked: it had these candles, or no sound ones."""
         with self.lock:
-            self.provenance = Provenance.RESTORED if stored else Provenance.NOTHING
-            if stored:
-                self.image, self.buffered, self.partial = stored.image, False, None
-                self.series, self.stored_end_ms = stored.series, stored.series.closed_end_ms
-                self.dated_ms = stored.dated_ms
-                self.fetched_ms = self.updated_ms = stored.written_ms
-                self.completeness = stored.completeness
+            self.provenance = Provenance.RESTORED if image else Provenance.NOTHING
+            if image:
+                self.image, self.buffered, self.partial = image if image.is_ours else None, False, None
+                self.series, self.stored_end_ms = image.series, image.series.closed_end_ms
+                self.dated_ms, self.completeness = image.dated_ms, image.completeness
+                self.fetched_ms = self.updated_ms = min(image.dated_ms, image.proven_ms)
 
-    def fetched(self, page: Page, began: Series | None, now_ms: int) -> None:
+    def fetched(self, page: Page, sent: Candles, before: Series | None, now_ms: int) -> None:
         """The exchange has sent a page. Only an up-to-date series becomes what may be stored.
 
-        ``began`` is the series when the fetch began. What was streamed since then stays: all that the
-        fetch has brought, which is in the page's answer then, is laid over that.
+        ``before`` is the series when the fetch began. What was streamed since then stays: what the fetch has
+        ``sent`` so far, by all its pages, is laid over that.
         """
         with self.lock:
-            moved_on = self.series is not began
+            moved_on = self.series is not before
             if moved_on and self.provenance is not Provenance.CONFIRMED:
                 return  # restored, disputed or evicted meanwhile: this was laid over what is gone
             self.exhausted_ms = page.exhausted_ms
@@ -138,21 +137,20 @@ class Feed:
                 self.partial = None if moved_on else page.series
                 return
             series = (
-                absorb(self.series, page.answer.candles, page.answer.asked_ms, self.wanted)
+                absorb(self.series, sent, page.answer.asked_ms, self.wanted)
                 if moved_on and self.series
                 else page.series
             )
             self._advance(series, now_ms, by_stream=False)
-            by = "proof" if self.freshness.link is Link.LIVE else "poll" if began else "backfill"
-            self.evidence.note_proof(by, now_ms, whole=began is None)
-            if began and self.provenance is Provenance.RESTORED:  # what Redis has lacked since it was written
-                self.evidence.note(began, self.wanted, self.updated_ms)
+            by = "proof" if self.freshness.link is Link.LIVE else "poll" if before else "backfill"
+            self.evidence.note_proof(by, now_ms, whole=before is None)
+            if before and self.provenance is Provenance.RESTORED:  # what was missing when it was written
+                self.evidence.note(before, self.wanted, self.updated_ms)
             self.evidence.note(series, self.wanted, now_ms)
             self.provenance, self.partial, self.asked_ms = Provenance.CONFIRMED, None, page.answer.asked_ms
             self.lagging = is_lagging(series, page.answer.asked_ms)
-            if page.answer.candles:
-                first_ms = next(iter(page.answer.candles))
-                self.closes.prove(self.timeframe, first_ms, page.answer.asked_ms)
+            if sent:
+                self.closes.prove(self.timeframe, next(iter(sent)), page.answer.asked_ms)
 
     def streamed(self, candles: Candles, is_closed: bool, now_ms: int) -> bool:
         """Its stream has sent a candle. Returns whether that counts: if not, REST has to be asked."""
@@ -209,6 +207,16 @@ class Feed:
         """Redis did not take the series, or has lost it; without a series there is nothing to flush."""
         with self.lock:
             self.image, self.buffered = None, self.series is not None
+
+    def has_nothing_to_write(self) -> None:
+        """It is so new that it has no candle to store, as the settings are: nothing is buffered."""
+        with self.lock:
+            self.buffered = False
+
+    def follows_hours(self, hours: Hours) -> None:
+        """The market that it follows is closed at these times, too."""
+        with self.lock:
+            self.hours = self.hours.union(hours)
 
     def evicted(self) -> None:
         """The candles are no longer in memory, if Redis has them as they are."""

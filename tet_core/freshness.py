@@ -12,10 +12,10 @@ answered       INTERVAL; LAGGING after      INTERVAL; LAGGING after     PROOF; I
                1, 1, 2, 3, 4 s if it lags   1, 1, 2, 3, 4 s if it lags  failure
 streamed       -> live once REST answered   -> live, likewise           (it has spoken)
                all up to the last miss
-doubted        -> catching up; MISSED as    MISSED after 1, 1, 2, 3,    -> catching up; MISSED a
+missed         -> catching up; MISSED as    MISSED after 1, 1, 2, 3,    -> catching up; MISSED a
                when catching up             4, 4, ... s, if sooner      second after the last answer
 stream lost    (nothing new)                -> polled; LOST, at once    -> polled; LOST, at once
-close missed                                                            as doubted
+close missed                                                            as missed
 silent                                                                  SILENT, at once
 =============  ===========================  ==========================  ==========================
 
@@ -159,7 +159,7 @@ class Freshness:
             self._plan(now_ms, interval_seconds)
             self.due = Due(self.regular_ms, self._regular_why)
 
-    def doubted(self, has_candles: bool, interval_seconds: float, now_ms: int) -> None:
+    def missed(self, has_candles: bool, interval_seconds: float, now_ms: int) -> None:
         """Its stream has sent what does not continue its candles, or nothing in time: REST has to be asked.
 
         Without candles to continue it is due by REST anyway.

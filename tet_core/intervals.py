@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import Protocol
 
 from tet_core.times import HOUR_MS, SECOND_MS, Timeframe
@@ -48,73 +47,44 @@ class Settings(Protocol):
         """Its shrinking after a good one."""
 
 
-@dataclass(frozen=True)
-class IntervalPolicy:
-    """How long an update interval is, from the settings of the same names. Seconds."""
-
-    base_seconds: float
-    max_age_seconds: float
-    off_peak: float
-    error_growth: float
-    recovery: float
-
-    @classmethod
-    def of(cls, config: Settings) -> IntervalPolicy:
-        """The policy that the settings ask for."""
-        return cls(
-            config.update_interval,
-            config.max_data_age,
-            config.off_peak_multiplier if config.market_hours_optimization else 1.0,
-            config.error_backoff_multiplier if config.adaptive_interval else 1.0,
-            config.success_recovery_rate,
-        )
-
-    def next_error_factor(self, factor: float, failure_rate: float) -> float:
-        """The error factor after a cycle: grown, shrunk or as it was; from 1 to what max age allows."""
-        if failure_rate > FAILURES_GROW_ABOVE:
-            factor *= self.error_growth
-        elif failure_rate < FAILURES_SHRINK_BELOW:
-            factor *= self.recovery
-        return max(1.0, min(factor, self.max_age_seconds / self.base_seconds))
-
-    def interval_seconds(self, hour_utc: int, error_factor: float) -> float:
-        """The interval in force, always computed from the base: nothing compounds."""
-        peak = hour_utc in PEAK_HOURS_UTC
-        seconds = self.base_seconds * (1.0 if peak else self.off_peak) * error_factor
-        return min(self.max_age_seconds, max(min(60.0, self.base_seconds), seconds))
-
-    def reason(self, hour_utc: int, error_factor: float) -> str:
-        """Why the interval is what it is, in words."""
-        parts = [f"base {self.base_seconds:g} s"]
-        if hour_utc not in PEAK_HOURS_UTC and self.off_peak != 1:
-            parts.append(f"x {self.off_peak:g} off-peak")
-        if error_factor > 1:
-            parts.append(f"x {error_factor:.2f} after failures")
-        return " ".join(parts) + f", at most {self.max_age_seconds:g} s"
-
-
 class Interval:
-    """The update interval in force. The main thread's; others may read."""
+    """How long the update interval is, by the settings in force. The main thread's; others may read.
+
+    It is always computed from the base, so that nothing compounds.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._error_factor = 1.0
-        self.apply(settings)
-
-    def apply(self, settings: Settings) -> None:
-        """Go by these settings from now on."""
-        self._policy = IntervalPolicy.of(settings)
+        self._settings = settings
+        self.error_factor = 1.0
 
     def cycle_ended(self, failure_rate: float) -> None:
-        """Learn from the share of updates that failed in a cycle."""
-        self._error_factor = self._policy.next_error_factor(self._error_factor, failure_rate)
+        """Grow or shrink the error factor by the share that failed; from 1 to what max age allows."""
+        settings, factor = self._settings, self.error_factor
+        if failure_rate > FAILURES_GROW_ABOVE and settings.adaptive_interval:
+            factor *= settings.error_backoff_multiplier
+        elif failure_rate < FAILURES_SHRINK_BELOW:
+            factor *= settings.success_recovery_rate
+        self.error_factor = max(1.0, min(factor, settings.max_data_age / settings.update_interval))
+
+    def _hour_factor(self, now_ms: int) -> float:
+        is_peak = now_ms // HOUR_MS % 24 in PEAK_HOURS_UTC
+        counts = self._settings.market_hours_optimization and not is_peak
+        return self._settings.off_peak_multiplier if counts else 1.0
 
     def seconds(self, now_ms: int) -> float:
         """How long it is in this hour."""
-        return self._policy.interval_seconds(now_ms // HOUR_MS % 24, self._error_factor)
+        base_seconds = self._settings.update_interval
+        seconds = base_seconds * self._hour_factor(now_ms) * self.error_factor
+        return min(self._settings.max_data_age, max(min(60.0, base_seconds), seconds))
 
     def reason(self, now_ms: int) -> str:
         """Why it is so long, in words."""
-        return self._policy.reason(now_ms // HOUR_MS % 24, self._error_factor)
+        parts, hour_factor = [f"base {self._settings.update_interval:g} s"], self._hour_factor(now_ms)
+        if hour_factor != 1:
+            parts.append(f"x {hour_factor:g} off-peak")
+        if self.error_factor > 1:
+            parts.append(f"x {self.error_factor:.2f} after failures")
+        return " ".join(parts) + f", at most {self._settings.max_data_age:g} s"
 
 
 def next_due_ms(started_ms: int, interval_seconds: float, timeframe: Timeframe) -> int:

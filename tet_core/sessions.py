@@ -31,7 +31,7 @@ class Hours(NamedTuple):
         """Whether it is closed all the time from one moment to another, exclusive."""
         return end_ms <= self.closed_until_ms(first_ms)
 
-    def joined(self, other: Hours) -> Hours:
+    def union(self, other: Hours) -> Hours:
         """Both together: what was announced before stays known."""
         return Hours(tuple(_merged(sorted({*self.closed, *other.closed}))))
 

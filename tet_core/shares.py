@@ -90,7 +90,7 @@ class Roster:
         entries = [(member, entry) for member, (entry, _) in sorted(self._seen.items())]
         return {member: entry.selection for member, entry in entries if entry.group == group}
 
-    def behind(self, egress: str) -> int:
+    def count_sharing(self, egress: str) -> int:
         """How many members, of all groups, send requests by an address."""
         return sum(entry.egress == egress for entry, _ in self._seen.values())
 

@@ -114,13 +114,14 @@ def allocated(length: int) -> int:
 
 
 class Image(NamedTuple):
-    """A stored value: which candles of a series it has, the blanks around them, and the fields behind.
+    """A value in Redis: which candles of a series it has, the blanks around them, and the fields behind.
 
     It is `FRONT`, ``before`` blanks, the candles, a brace, ``behind`` blanks, ``fields`` with the object's
     end, and ``filling`` blanks. ``size`` is how many bytes the candles have, ``completeness`` the share of
     those wanted, at most 1, ``dated_ms`` its last_update. ``proven_ms`` is when all of it was known to be in
     Redis: written whole, read back and found sound, or compared. Among values of the same last_update,
-    ``recent_ms`` is when the oldest candle opened that has changed since the first of them.
+    ``recent_ms`` is when the oldest candle opened that has changed since the first of them. One that was
+    read back ``is_ours`` if every byte is as this service writes it: else it cannot be patched.
     """
 
     series: Series
@@ -135,6 +136,7 @@ class Image(NamedTuple):
     behind: int = 0
     filling: int = 0
     recent_ms: int = NEVER_MS
+    is_ours: bool = True
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -346,25 +348,6 @@ def announce(pair: Pair, image: Image, patch: Patch | None, known_end_ms: int) -
     return Announcement(head[:-1].encode() + b",", image.fields[2:-1].lstrip(), rest.encode())
 
 
-class Stored(NamedTuple):
-    """What a stored value holds: the candles, when it was written, its completeness, and its image.
-
-    ``dated_ms`` is its last_update, ``written_ms`` the same, but no later than now. There is no image of a
-    value that was not written as this service does: it cannot be patched.
-    """
-
-    series: Series
-    written_ms: int
-    completeness: float
-    image: Image | None
-    dated_ms: int = 0
-
-    @property
-    def age(self) -> tuple[int, int, int]:
-        """As `Image.age`."""
-        return self.series.closed_end_ms, self.series.opens[-1], self.dated_ms
-
-
 def read_stored_value(
     value: bytes,
     timeframe: Timeframe,
@@ -372,7 +355,7 @@ def read_stored_value(
     now_ms: int,
     any_prices: bool = False,
     kept: Fields = OHLCV,
-) -> Stored:
+) -> Image:
     """Read back what was stored, trusting nothing; with ``any_prices`` also prices out of order.
 
     Those the exchange is believed only after it has repeated them: they are to be fetched again.
@@ -403,8 +386,7 @@ def read_stored_value(
         count = len(series)
         blank = Image(series, 0, count, series.size(0, count), share, b"", dated_ms, now_ms)
         image = _image_of(value, stored["ohlcv_data"], blank)
-        patchable = image if image.whole() == value else None
-        return Stored(series, min(dated_ms, now_ms), image.completeness, patchable, dated_ms)
+        return image._replace(is_ours=image.whole() == value)
     except (ValueError, RecursionError, OverflowError) as error:
         raise StoredValueError(str(error)) from error
 

@@ -130,7 +130,7 @@ class Watchlist:
         if hours:
             follows = {each.pair: each.underlying for each in listings.values() if each.is_tradifi}
             for feed in self:
-                feed.hours = feed.hours.joined(hours.get(follows.get(feed.pair, ""), ALWAYS_OPEN))
+                feed.follows_hours(hours.get(follows.get(feed.pair, ""), ALWAYS_OPEN))
 
     def _say_what_changed(self, pairs: set[Pair], left_out: Sequence[str]) -> None:
         """Log which pairs wildcards, or new settings, bring and no longer bring; what MAX_SYMBOLS cuts."""

@@ -192,7 +192,7 @@ def verify_feed(feed: Feed, fetcher: Fetcher, writer: updates.Writer, repair_ms:
                 feed.corrected(truth.differences(feed), repair_ms)
             else:
                 for page in fetcher.pages(feed, None, False):
-                    feed.fetched(page, None, repair_ms)
+                    feed.fetched(page, page.answer.candles, None, repair_ms)
             writer.write(feed)
             writer.restore(feed, any_prices=True)  # what is there, whoever has written it
             if feed.series and not (truth and truth.differences(feed)):

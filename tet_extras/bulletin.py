@@ -73,20 +73,20 @@ class Bulletin(Listener):
         try:
             pause = self.store.load_pause()
         except (TakenError, RightsError) as error:
-            return self._deferred("pause", error)
+            self._deferred("pause", error)
+            return
         if pause:
             seconds, reason = pause
             self.gate.pause(seconds, reason)
             event = "restored a pause from before the restart"
             say(logging.WARNING, event, seconds=round(seconds), reason=reason)
-        return None
 
     def paused(self) -> None:
         """Keep the gate's pause for as long as it lasts, so that a restart honours it."""
         gate, self._pause_saved = self.gate, True
         try:
-            if self.settings.takes_part and (held := self.store.load_pause()):
-                gate.pause(*held)  # another member's may be longer
+            if self.settings.takes_part and (theirs := self.store.load_pause()):
+                gate.pause(*theirs)  # another member's may be longer
             self.store.save_pause(gate.paused_until_ms, gate.pause_left_seconds(), gate.pause_reason)
         except StoreError as error:
             self._pause_saved = isinstance(error, TakenError | RightsError)
@@ -112,7 +112,8 @@ class Bulletin(Listener):
         try:
             existed = self.members.publish(snapshot())
         except StoreError as error:
-            return self._deferred("status", error)
+            self._deferred("status", error)
+            return
         lost = not existed and self._wrote_status and self.settings.status_ttl > 4 * STATUS_SECONDS
         if lost or self._lost_again:
             # So soon after the last loss: by the next status.
@@ -123,11 +124,11 @@ class Bulletin(Listener):
                 self.paused()
         self.losses.look_again()
         self._wrote_status = True
-        return None
 
     def _deferred(self, what: str, error: StoreError) -> None:
         """Log a write that failed; another program's key, or a right that is missing, is a warning, once."""
         if isinstance(error, TakenError | RightsError) and what not in self._warned:
             self._warned.add(what)
-            return say(logging.WARNING, str(error))
-        return say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))
+            say(logging.WARNING, str(error))
+        else:
+            say(logging.DEBUG, "deferred, will retry", what=what, reason=str(error))

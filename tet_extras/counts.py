@@ -44,10 +44,8 @@ class Counts(Listener):
     candles: Tally = field(default_factory=Tally)  # received, closed, corrected, audited
     updates: Tally = field(default_factory=Tally)  # written, failed
     messages: Tally = field(default_factory=Tally)  # of streams: accepted, refused, damaged
-    close_delays: DayOfDelays = field(default_factory=DayOfDelays)
-    delays_by_source: dict[str, DayOfDelays] = field(
-        default_factory=lambda: {"stream": DayOfDelays(), "rest": DayOfDelays()}
-    )
+    stream_delays: DayOfDelays = field(default_factory=DayOfDelays)  # of closes that were streamed
+    rest_delays: DayOfDelays = field(default_factory=DayOfDelays)  # of those that REST has brought
     recent_closes: Tally = field(default_factory=Tally)  # stream, rest: since the last cycle's line
     cycles: int = 0
     last_written: int = 0  # updates in the last cycle, and those that failed
@@ -56,11 +54,10 @@ class Counts(Listener):
 
     def closed(self, delay_seconds: float, by_stream: bool) -> None:
         """Count a candle that closed while the service was there."""
-        source = "stream" if by_stream else "rest"
         self.candles.add("closed")
-        self.recent_closes.add(source)
-        for delays in (self.close_delays, self.delays_by_source[source]):
-            delays.add(delay_seconds, self.clock.now_ms())
+        self.recent_closes.add("stream" if by_stream else "rest")
+        delays = self.stream_delays if by_stream else self.rest_delays
+        delays.add(delay_seconds, self.clock.now_ms())
 
     def corrected(self, feed: Feed, found: Sequence[Correction]) -> None:
         """Count closed candles that the exchange has otherwise by now, and log both values."""

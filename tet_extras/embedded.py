@@ -19,7 +19,7 @@ from pathlib import Path
 
 import redis
 
-from tet_core.errors import ConfigError
+from tet_core.errors import ConfigError, StoreError
 
 from .data_folder import (
     DATA,
@@ -58,43 +58,43 @@ KEEPER = (
 )
 
 
-def running_port(data_dir: str | None, failed: type[Exception]) -> int:
-    """The port of the server that runs on the folder, or ran there last. Raises ``failed``, ConfigError."""
+def running_port(data_dir: str | None) -> int:
+    """The port of the server that runs on the folder, or ran there last. Raises StoreError, ConfigError."""
     folder = data_folder(data_dir)
     try:
         return int((folder / "port").read_text(encoding="ascii"))
     except (PermissionError, NotADirectoryError) as error:
         raise ConfigError([f"DATA_DIR {folder}: {error.strerror}"]) from None
     except (OSError, ValueError):
-        raise failed(f"no embedded server has run on DATA_DIR {folder}") from None
+        raise StoreError(f"no embedded server has run on DATA_DIR {folder}") from None
 
 
 @contextmanager
-def running(
-    data_dir: str | None, memory_mb: int, log: Callable[..., None], failed: type[Exception]
-) -> Iterator[int]:
+def running(data_dir: str | None, memory_mb: int, log: Callable[..., None]) -> Iterator[int]:
     """Run a server for as long as the block lasts; yields its port.
 
-    Raises ``failed`` where it cannot be, ConfigError where DATA_DIR is the reason.
+    Raises StoreError where it cannot be, ConfigError where DATA_DIR is the reason.
     """
     try:
         server = _make_server(data_folder(data_dir), memory_mb, log)
     except EmbeddedError as error:
-        raise failed(str(error)) from error
+        raise StoreError(str(error)) from error
     try:
         server.start()
     except (EmbeddedError, OSError) as error:
         server.stop()
         if isinstance(error, OSError):
             error = folder_error(server.folder, error)
-        raise ConfigError([str(error)]) if isinstance(error, FolderError) else failed(str(error)) from error
+        if isinstance(error, FolderError):
+            raise ConfigError([str(error)]) from error
+        raise StoreError(str(error)) from error
     try:
         yield server.port
     finally:
         server.stop()
     if server.was_killed:
         text = f"the embedded server did not end within {SAVE_SECONDS} s and was killed"
-        raise failed(f"DATA_DIR {server.folder}: {text}; see {server.folder / 'server.log'}")
+        raise StoreError(f"DATA_DIR {server.folder}: {text}; see {server.folder / 'server.log'}")
 
 
 def _make_server(folder: Path, memory_mb: int, log: Callable[..., None]) -> EmbeddedServer | MemoryStore:
@@ -276,19 +276,20 @@ class EmbeddedServer:
             if time.monotonic() - began > RESET_BACKOFF_SECONDS:
                 backoff_seconds = 1.0
             if self._stopping.is_set():
-                return None
+                return
             event = "embedded server died, restarting it"
             self._log(logging.WARNING, event, retry_seconds=backoff_seconds)
             self._end_keeper()
             if self._stopping.wait(backoff_seconds):
-                return None
+                return
             try:
                 self._launch()
             except OSError as error:  # no memory, no process left: it may pass
                 self._keeper = None
                 self._log(logging.WARNING, "embedded server not started", reason=str(error))
             if self._stopping.is_set():
-                return self._end_keeper()
+                self._end_keeper()
+                return
             if self._keeper and self._answers():
                 self._log(logging.INFO, "embedded server restarted", address=f"127.0.0.1:{self.port}")
             backoff_seconds = min(MAX_BACKOFF_SECONDS, backoff_seconds * 2)

@@ -63,18 +63,22 @@ class DayOfDelays:
             for old in [known for known in self._by_hour if known <= hour - 24]:
                 del self._by_hour[old]
 
-    def percentiles(self, now_ms: int) -> Delays:
-        """How many closes there were in the last day, and the p50, p95 and p99 of their delays in seconds."""
+    def counts(self, now_ms: int) -> Counter[int]:
+        """How often there was which delay in the last day, in tenths of a second."""
         with self._lock:
             hours = [counts for hour, counts in self._by_hour.items() if hour > now_ms // HOUR_MS - 24]
-            tenths = sum(hours, Counter())
-        ordered, total = sorted(tenths), tenths.total()
-        within = list(accumulate(tenths[tenth] for tenth in ordered))
-        if not total:
-            return Delays(0, None, None, None)
-        # The smallest delay that so many percent of the closes do not exceed.
-        places = (bisect_left(within, -(-share * total // 100)) for share in (50, 95, 99))
-        return Delays(total, *(ordered[place] / 10 for place in places))
+            return sum(hours, Counter())
+
+
+def percentiles(tenths: Counter[int]) -> Delays:
+    """How many closes there were, and the p50, p95 and p99 of their delays in seconds."""
+    ordered, total = sorted(tenths), tenths.total()
+    within = list(accumulate(tenths[tenth] for tenth in ordered))
+    if not total:
+        return Delays(0, None, None, None)
+    # The smallest delay that so many percent of the closes do not exceed.
+    places = (bisect_left(within, -(-share * total // 100)) for share in (50, 95, 99))
+    return Delays(total, *(ordered[place] / 10 for place in places))
 
 
 def lacks_text(member: str, feeds: Sequence[str]) -> str:

@@ -206,7 +206,7 @@ class Live:
         if not message.row:  # it names another stream: that counts for neither of them
             self.messages.add("damaged")
             if feed.freshness.link is Link.LIVE:
-                self._doubt(feed)
+                self._ask_rest(feed)
             return
         followed.bundle = message.bundle
         if feed.freshness.knows(message.event_ms, message.closed):
@@ -220,11 +220,11 @@ class Live:
             self.messages.add("damaged")
             say(logging.DEBUG, "message damaged", feed=feed.name, reason=str(error))
             if not (isinstance(error, OddReply) and error.rows[0].off_grid):
-                self._doubt(feed)  # else REST leaves such a row out, too
+                self._ask_rest(feed)  # else REST leaves such a row out, too
             return
         if not feed.streamed(candles, message.closed, now_ms):
             self.messages.add("refused")
-            self._doubt(feed)
+            self._ask_rest(feed)
             return
         self.messages.add("accepted")
         feed.freshness.streamed(message.event_ms, self.interval.seconds(now_ms), now_ms)
@@ -233,11 +233,11 @@ class Live:
         else:
             self._writers.pace(followed)
 
-    def _doubt(self, feed: Feed) -> None:
+    def _ask_rest(self, feed: Feed) -> None:
         """Let REST be asked for what its stream does not say."""
         now_ms = self.clock.now_ms()
         has_candles = feed.provenance is Provenance.CONFIRMED
-        feed.freshness.doubted(has_candles, self.interval.seconds(now_ms), now_ms)
+        feed.freshness.missed(has_candles, self.interval.seconds(now_ms), now_ms)
 
     # What is not streamed
 
@@ -307,7 +307,7 @@ class Live:
             live[followed.bundle] += int(freshness.link is Link.LIVE)
             if feed.expects_close and freshness.has_missed_close(feed.next_close_ms, patience_ms, now_ms):
                 missed[followed.bundle] += 1
-                self._doubt(feed)
+                self._ask_rest(feed)
                 streams.missed(followed.bundle, name)
             else:
                 freshness.waited(quiet_ms, now_ms)

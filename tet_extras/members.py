@@ -132,8 +132,8 @@ class Membership:
                 rate=round(self.gate.rate, 2),
             )
 
-    def look(self) -> None:
-        """Renew and see who is there, when it is time."""
+    def renew(self) -> None:
+        """Renew the key and see who is there, when it is time."""
         now_seconds = self.clock.monotonic()
         if now_seconds < self._look_at_seconds:
             return
@@ -164,7 +164,7 @@ class Membership:
             for member in sorted(members):
                 say(logging.INFO, event, member=member)
         self._honour_pause()
-        sharing_rate = max(1, self._roster.behind(settings.egress or ""))
+        sharing_rate = max(1, self._roster.count_sharing(settings.egress or ""))
         self.gate.rate = settings.api_requests_per_sec / sharing_rate
         self._share(selection)
         self.gate.lease(self._asks_from_seconds, now_seconds + LEASE_SECONDS)

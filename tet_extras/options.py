@@ -102,7 +102,7 @@ def listed(text: str) -> list[str]:
     return list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
 
 
-def path(text: str) -> str:
+def file_path(text: str) -> str:
     """The path of a file or folder; ``~`` is the user's home. Raises Refusal."""
     if re.search(r"[\x00-\x1f]", text):
         raise Refusal(

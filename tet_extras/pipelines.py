@@ -107,9 +107,9 @@ class Pipeline:
                 answers = run_together(servers, writes)
         except StoreError as error:
             return [error for _ in writes]
-        return [self._told(answer, key) for answer in answers]
+        return [self._understood(answer, key) for answer in answers]
 
-    def _told(self, answer: Any, key: str) -> list[str] | StoreError:
+    def _understood(self, answer: Any, key: str) -> list[str] | StoreError:
         if isinstance(answer, Exception):
             return self._store.refused(answer, key)
         try:

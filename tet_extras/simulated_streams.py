@@ -218,13 +218,13 @@ MARK_PRICE_EVENT = '{"e":"markPriceUpdate","E":%d,"s":"%s","p":"%s"}'
 def kline_event(symbol: str, interval: str, row: str, event_ms: int, closed: bool) -> str:
     """A kline's JSON text as the payload of an event; the values stay the same text."""
     # Splitting at the commas costs a fifth of parsing it: no value has one inside.
-    open_ms, first, high, low, last, volume, end_ms, quote, trades, taker, taker_quote, ignore = row[
+    open_ms, first, high, low, last, volume, end_ms, in_quote, trades, taker, taker_quote, ignore = row[
         1:-1
     ].split(",")
     count = int(trades)
     # Trades are numbered from the open time on; a candle without any has no numbers.
     ids = (open_ms, int(open_ms) + count - 1) if count else (-1, -1)
-    values = (last, high, low, volume, trades, "true" if closed else "false", quote, taker, taker_quote)
+    values = (last, high, low, volume, trades, "true" if closed else "false", in_quote, taker, taker_quote)
     times = (open_ms, end_ms, symbol, interval)
     return KLINE_EVENT % (event_ms, symbol, *times, *ids, first, *values, ignore)
 

@@ -29,7 +29,7 @@ from tet_core.watchlist import Watchlist
 
 from . import memory_store
 from .counts import MAX_REASONS, Counts, Progress
-from .figures import Tally, resident_mb
+from .figures import Tally, percentiles, resident_mb
 from .filling import progress_of
 from .notices import Notices
 from .reload import Reload
@@ -274,14 +274,17 @@ class Status:
             candles_closed=candles.get("closed", 0),
             candles_corrected=candles.get("corrected", 0),
             candles_audited=candles.get("audited", 0),
-            close_to_redis_seconds=counts.close_delays.percentiles(now_ms),
+            close_to_redis_seconds=percentiles(
+                counts.stream_delays.counts(now_ms) + counts.rest_delays.counts(now_ms)
+            ),
         )
 
     def _live(self, now_ms: int) -> LiveFigures | None:
         """How the streams are; None without LIVE."""
         if (figures := self.streams()) is None:
             return None
-        stream, rest = (self.counts.delays_by_source[by].percentiles(now_ms) for by in ("stream", "rest"))
+        both = self.counts.stream_delays, self.counts.rest_delays
+        stream, rest = (percentiles(delays.counts(now_ms)) for delays in both)
         closes = stream.closes + rest.closes
         return LiveFigures(
             **vars(figures),

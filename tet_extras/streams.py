@@ -28,6 +28,7 @@ import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus, ProxyError, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from tet_core.errors import LOGGER
 from tet_core.snapshot import ConnectionFigures
 
 from .addresses import shown_address
@@ -131,7 +132,7 @@ class Connection:
             lost = f"connection lost: {reason_of(error)}"
             reason = lost if self.open else f"refused: {_words(error, self._context)}"
         except Exception:
-            logging.getLogger("tet").exception("internal error")
+            logging.getLogger(LOGGER).exception("internal error")
             reason = "internal error"
         self.ended_by = self.ended_by or reason
 

@@ -170,18 +170,19 @@ class Updates:
 
     def _fetch(self, feed: Feed) -> bool:
         """Fetch what is new, page by page; returns whether it is up to date, or gives way to others."""
-        began, confirmed = feed.series, feed.provenance is Provenance.CONFIRMED
-        held = feed.partial or began
+        before, confirmed = feed.series, feed.provenance is Provenance.CONFIRMED
+        held = feed.partial or before
         is_streamed = feed.freshness.link is Link.LIVE or feed.closes.waiting
         proven_ms = feed.unproven_ms if is_streamed else 0
-        sent: Candles = {}  # by all pages, where a stream may move the series on meanwhile
+        sent: Candles = {}  # by all pages, where a stream may move the series on meanwhile; else by the last
         for page in self.fetcher.pages(feed, held, confirmed, proven_ms):
             self.candles.add("received", len(page.answer.candles))
-            if confirmed and began:
-                self.listener.corrected(feed, corrections(began, page.answer))
+            if confirmed and before:
+                self.listener.corrected(feed, corrections(before, page.answer))
                 sent |= page.answer.candles
-                page = page._replace(answer=page.answer._replace(candles=sent))
-            feed.fetched(page, began, self.clock.now_ms())
+            else:
+                sent = page.answer.candles
+            feed.fetched(page, sent, before, self.clock.now_ms())
             if not page.up_to_date and feed.partial and self.work.is_to_give_way():
                 return False
         return True

@@ -69,7 +69,7 @@ def with_waits_shown(gate: Gate, look: Callable[[], None]) -> Callable[[], None]
     return tick
 
 
-def show_verdict(name: str, verdict: Any, iso_time: Callable[[int], str]) -> None:
+def show_verdict(name: str, verdict: Any) -> None:
     """Print what --verify found of a feed (candles, found, problem, failure), if anything is wrong."""
     for text in filter(None, (verdict.problem, verdict.failure)):
         click.echo(f"{name}: {text}")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tet_core.errors import LOGGER, ExchangeError, Stopped, StoreError, say
@@ -28,7 +29,7 @@ class Inbox:
     """What the main thread waits for: messages of streams, work that is finished, a stop.
 
     Any thread may put something in; the main thread takes. Of each stream only the newest forming candle
-    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the cells of the
+    waits, so that it stays short; closes wait, all of them. `_lock` guards `_forming`, the slots of the
     queue whose message may still be replaced.
     """
 
@@ -50,19 +51,19 @@ class Inbox:
             if message.closed:
                 self._forming.pop(message.stream, []).clear()
                 self._queue.put([message])
-            elif cell := self._forming.get(message.stream):
-                if message.event_ms > cell[0].event_ms:
-                    cell[0] = message
+            elif slot := self._forming.get(message.stream):
+                if message.event_ms > slot[0].event_ms:
+                    slot[0] = message
             else:
-                self._forming[message.stream] = cell = [message]
-                self._queue.put(cell)
+                self._forming[message.stream] = slot = [message]
+                self._queue.put(slot)
 
     def take(self, clock: Clock, seconds: float) -> Message | None:
         """The next message; None after a wake-up, for one that was overtaken, and when nothing comes."""
-        cell = clock.take(self._queue, seconds)
+        slot = clock.take(self._queue, seconds)
         with self._lock:
-            message = cell.pop() if cell else None
-            if message and self._forming.get(message.stream) is cell:
+            message = slot.pop() if slot else None
+            if message and self._forming.get(message.stream) is slot:
                 del self._forming[message.stream]
         return message
 
@@ -107,6 +108,7 @@ class Work(Generic[T]):
         return finished
 
 
+@dataclass(eq=False)
 class Workers:
     """The threads that ask the exchange, and how the main thread waits: taking messages, and ticking.
 
@@ -114,44 +116,38 @@ class Workers:
     ``most`` threads for updates, and some for what is done beside them.
     """
 
-    def __init__(
-        self,
-        most: int,
-        clock: Clock,
-        inbox: Inbox,
-        take: Callable[[Message], None],
-        tick: Callable[[], None],
-    ) -> None:
-        self._most = most
-        self._clock = clock
-        self._inbox = inbox
-        self._take = take
-        self._tick = tick
+    most: int
+    clock: Clock
+    inbox: Inbox
+    take: Callable[[Message], None]
+    tick: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._tick_at_seconds = 0.0  # monotonic
-        self._pool = ThreadPoolExecutor(most + BESIDE, thread_name_prefix="worker")
+        self._pool = ThreadPoolExecutor(self.most + BESIDE, thread_name_prefix="worker")
         self._running: set[Future[Any]] = set()
         self._beside: dict[str, tuple[Future[Any], Callable[[Any], None]]] = {}  # by kind: one of each
 
     def wait(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
         """Wait for so long, or until that is done. Raises Stopped."""
-        until = self._clock.monotonic() + seconds
-        while not done() and (left := until - (now := self._clock.monotonic())) > 0:
+        until = self.clock.monotonic() + seconds
+        while not done() and (left := until - (now := self.clock.monotonic())) > 0:
             self._take_next(max(0.0, min(left, self._tick_at_seconds - now)))
-            self._clock.check()
+            self.clock.check()
             self._settle()
-            if self._clock.monotonic() >= self._tick_at_seconds:
-                for _ in range(len(self._inbox)):  # what has come is not to be missed by who looks now
+            if self.clock.monotonic() >= self._tick_at_seconds:
+                for _ in range(len(self.inbox)):  # what has come is not to be missed by who looks now
                     self._take_next(0.0)
-                self._tick_at_seconds = self._clock.monotonic() + TICK_SECONDS
-                self._tick()
+                self._tick_at_seconds = self.clock.monotonic() + TICK_SECONDS
+                self.tick()
 
     def _take_next(self, seconds: float) -> None:
-        if message := self._inbox.take(self._clock, seconds):
-            self._take(message)
+        if message := self.inbox.take(self.clock, seconds):
+            self.take(message)
 
     def _start(self, act: Callable[[], T]) -> Future[T]:
         future = self._pool.submit(act)
-        future.add_done_callback(self._inbox.wake)
+        future.add_done_callback(self.inbox.wake)
         return future
 
     def do(self, act: Callable[[], T]) -> T:
@@ -198,7 +194,7 @@ class Workers:
         ``act`` says whether it is done with it, or gives way.
         """
         self._running = {future for future in self._running if not future.done()}
-        for _ in range(min(min(needed, self._most) - len(self._running), len(work))):
+        for _ in range(min(min(needed, self.most) - len(self._running), len(work))):
             self._running.add(self._start(lambda: self._work(work, act)))
 
     def are_idle(self) -> bool:
@@ -208,7 +204,7 @@ class Workers:
     def _work(self, work: Work[T], act: Callable[[T], bool]) -> None:
         """Take one after the other until none is left, or a stop is asked for."""
         with suppress(Stopped):
-            while not self._clock.is_stopped() and (who := work.take()) is not None:
+            while not self.clock.is_stopped() and (who := work.take()) is not None:
                 work.done(who, act(who))
 
     def stop(self) -> None:

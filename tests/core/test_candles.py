@@ -281,7 +281,9 @@ def test_a_stored_value_reads_back(positions, final, closed_only):
         return
     value = make_image(series, 100, now_ms, closed_only).whole()
     back = read_stored_value(value, TF, 100, now_ms)
-    assert back.written_ms == now_ms
+    assert back.dated_ms == now_ms
+    assert back.is_ours
+    assert not read_stored_value(b'{"more":1,' + value[1:], TF, 100, now_ms).is_ours
     assert make_image(back.series, 100, now_ms, closed_only).whole() == value
 
 

@@ -37,9 +37,9 @@ class Happening:
         """Its stream sends what fits."""
         self.freshness.streamed(self.now_ms, INTERVAL_SECONDS, self.now_ms)
 
-    def doubt(self):
+    def miss(self):
         """Its stream sends what does not."""
-        self.freshness.doubted(True, INTERVAL_SECONDS, self.now_ms)
+        self.freshness.missed(True, INTERVAL_SECONDS, self.now_ms)
 
     @property
     def due(self):
@@ -104,7 +104,7 @@ def test_it_is_live_when_its_stream_speaks_and_rest_has_answered(feed, failed):
 
 def test_what_does_not_fit_lets_rest_be_asked(live):
     """A second after its last answer, urgently, again and again; it is live once REST was asked since."""
-    live.doubt()
+    live.miss()
     assert live.freshness.link is Link.CATCHING_UP
     assert live.due == (1.0, Why.MISSED)
     live.stream()
@@ -115,23 +115,23 @@ def test_what_does_not_fit_lets_rest_be_asked(live):
     assert live.freshness.link is Link.LIVE
 
 
-def test_doubts_of_a_stream_that_never_fits_do_not_flood_the_exchange(live):
+def test_misses_of_a_stream_that_never_fits_do_not_flood_the_exchange(live):
     """The waits grow to 4 s."""
     waits = []
     for _ in range(7):
-        live.doubt()
+        live.miss()
         waits.append(live.due[0])
         live.now_ms += round(live.due[0] * SECOND_MS)
         live.ask()
     assert waits == [1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0]
 
 
-def test_a_doubt_while_rest_is_asked_is_not_forgotten(live):
+def test_a_miss_while_rest_is_asked_is_not_forgotten(live):
     """Its answer may have been on its way before."""
     live.now_ms += 60_000
     live.freshness.asked(asked_ms := live.now_ms)
     live.now_ms += 100
-    live.doubt()
+    live.miss()
     due = live.freshness.answered(Answered(asked_ms), INTERVAL_SECONDS, live.now_ms)
     assert (due.at_ms, due.why) == (live.now_ms, Why.MISSED)
     live.stream()
@@ -145,9 +145,9 @@ def test_a_live_feed_whose_proof_fails_is_asked_for_in_the_next_interval(live):
     assert live.freshness.link is Link.LIVE
 
 
-def test_without_candles_a_doubt_changes_nothing(feed):
+def test_without_candles_a_miss_changes_nothing(feed):
     """They are fetched in any case."""
-    feed.freshness.doubted(False, INTERVAL_SECONDS, feed.now_ms)
+    feed.freshness.missed(False, INTERVAL_SECONDS, feed.now_ms)
     assert (feed.freshness.link, feed.freshness.due) == (Link.POLLED, (0, Why.NEW))
 
 
@@ -158,7 +158,7 @@ def test_a_lost_stream_is_polled_at_once(live):
     assert (live.freshness.link, live.due) == (Link.POLLED, (0.0, Why.LOST))
     live.stream()
     assert live.freshness.link is Link.POLLED
-    live.doubt()
+    live.miss()
     assert live.due == (0.0, Why.LOST), "no later than it was"
     assert live.ask()[0].is_urgent
 
@@ -247,10 +247,10 @@ class Model(RuleBasedStateMachine):
         self.has_happened |= not was_live and is_whole
 
     @rule(has_candles=st.booleans())
-    def is_doubted(self, has_candles):
+    def misses(self, has_candles):
         """REST is due within seconds of its last answer, and no later than before."""
         link, before_ms = self.freshness.link, self.freshness.due_ms
-        self.freshness.doubted(has_candles, INTERVAL_SECONDS, self.now_ms)
+        self.freshness.missed(has_candles, INTERVAL_SECONDS, self.now_ms)
         if link is Link.LIVE:
             self.missed_ms, self.has_happened = self.now_ms, True
             assert self.freshness.due_ms <= max(self.now_ms, self.answered_ms + 1_000)

@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tet_core.intervals import IntervalPolicy, next_due_ms, next_proof_ms
-from tet_core.times import TIMEFRAMES, parse_iso_time
+from tet_core.intervals import Interval, next_due_ms, next_proof_ms
+from tet_core.times import HOUR_MS, TIMEFRAMES, parse_iso_time
 
-HOURS = st.integers(0, 23)
-POLICIES = st.builds(
-    IntervalPolicy,
-    base_seconds=st.integers(1, 86_400),
-    max_age_seconds=st.integers(1, 86_400),
-    off_peak=st.floats(1, 10),
-    error_growth=st.floats(1, 10),
-    recovery=st.floats(0.01, 1),
+
+class Settings(NamedTuple):
+    """Those that decide it."""
+
+    update_interval: int
+    max_data_age: int
+    off_peak_multiplier: float
+    error_backoff_multiplier: float
+    success_recovery_rate: float
+    market_hours_optimization: bool
+    adaptive_interval: bool
+
+
+TIMES = st.integers(0, 23).map(lambda hour: hour * HOUR_MS)
+RATES = st.lists(st.floats(0, 1), max_size=60)
+SETTINGS = st.builds(
+    Settings,
+    update_interval=st.integers(1, 86_400),
+    max_data_age=st.integers(1, 86_400),
+    off_peak_multiplier=st.floats(1, 10),
+    error_backoff_multiplier=st.floats(1, 10),
+    success_recovery_rate=st.floats(0.01, 1),
+    market_hours_optimization=st.booleans(),
+    adaptive_interval=st.booleans(),
 )
 
 
-@given(POLICIES, HOURS, st.floats(1, 1000))
-def test_the_interval_keeps_its_bounds(rules, hour, factor):
+@given(SETTINGS, RATES, TIMES)
+def test_the_interval_keeps_its_bounds(settings, rates, now_ms):
     """Never above max age, and never below min(60, base) where max age allows that."""
-    seconds = rules.interval_seconds(hour, factor)
-    assert seconds <= rules.max_age_seconds
-    assert seconds >= min(60, rules.base_seconds, rules.max_age_seconds)
+    interval = Interval(settings)
+    for rate in rates:
+        interval.cycle_ended(rate)
+    seconds = interval.seconds(now_ms)
+    assert seconds <= settings.max_data_age
+    assert seconds >= min(60, settings.update_interval, settings.max_data_age)
 
 
-@given(POLICIES, st.lists(st.tuples(HOURS, st.floats(0, 1)), max_size=50), HOURS)
-def test_the_interval_does_not_compound(rules, past, hour):
-    """What was computed before leaves no trace: the same hour and factor give the same interval."""
-    before = rules.interval_seconds(hour, 1.5)
-    factor = 1.0
-    for each, failure_rate in past:
-        rules.interval_seconds(each, factor)
-        factor = rules.next_error_factor(factor, failure_rate)
-    assert rules.interval_seconds(hour, 1.5) == before
+@given(SETTINGS, st.lists(st.tuples(TIMES, st.floats(0, 1)), max_size=50), TIMES)
+def test_the_interval_does_not_compound(settings, past, now_ms):
+    """To be asked leaves no trace: after the same failures it is as long."""
+    asked, other = Interval(settings), Interval(settings)
+    for each_ms, rate in past:
+        asked.seconds(each_ms)
+        asked.cycle_ended(rate)
+        other.cycle_ended(rate)
+    assert asked.seconds(now_ms) == other.seconds(now_ms)
 
 
-@given(POLICIES, st.lists(st.floats(0, 1), max_size=60))
-def test_the_error_factor_keeps_its_bounds(rules, failure_rates):
-    """From one to what max age allows, whatever happens."""
-    factor = 1.0
-    for failure_rate in failure_rates:
-        factor = rules.next_error_factor(factor, failure_rate)
-        assert 1 <= factor <= max(1, rules.max_age_seconds / rules.base_seconds)
+@given(SETTINGS, RATES)
+def test_the_error_factor_keeps_its_bounds(settings, rates):
+    """From one to what max age allows, whatever happens; one where failures do not count."""
+    interval = Interval(settings)
+    for rate in rates:
+        interval.cycle_ended(rate)
+        assert 1 <= interval.error_factor <= max(1, settings.max_data_age / settings.update_interval)
+        assert settings.adaptive_interval or interval.error_factor == 1
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_hours_are_what_the_exchange_says_is_closed():
     assert found == {99: 0, 100: 250, 249: 250, 250: 0, 299: 0, 300: 400, 399: 400, 400: 0}
     assert hours.are_closed(100, 250)
     assert not hours.are_closed(100, 251)
-    assert hours.joined(Hours(((240, 260), (390, 500)))) == Hours(((100, 260), (300, 500)))
+    assert hours.union(Hours(((240, 260), (390, 500)))) == Hours(((100, 260), (300, 500)))
 
 
 @pytest.mark.parametrize(

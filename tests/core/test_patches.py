@@ -81,7 +81,8 @@ def test_any_history_of_patches_ends_as_the_value_written_whole(states, wanted, 
         assert value == image.whole()
         assert without_blanks(value) == without_blanks(new.whole())
         json.loads(json.loads(value)["ohlcv_data"])
-        back = read_stored_value(value, TF, wanted, 1 << 50).image
+        back = read_stored_value(value, TF, wanted, 1 << 50)
+        assert back.is_ours
         assert back[3:7] + back[8:11] == image[3:7] + image[8:11]
 
 

@@ -77,7 +77,7 @@ def test_members_are_counted_by_group_and_by_address():
     roster = shares.Roster()
     roster.note({"a": entry("x", "one"), "b": entry("x", "two"), "c": entry("y", "one")}, True, 0.0)
     assert (roster.of_group("x"), roster.of_group("y")) == (["a", "b"], ["c"])
-    assert (roster.behind("one"), roster.behind("two"), roster.behind("")) == (2, 1, 0)
+    assert (roster.count_sharing("one"), roster.count_sharing("two"), roster.count_sharing("")) == (2, 1, 0)
 
 
 @given(st.integers(1, 9))

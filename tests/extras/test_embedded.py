@@ -156,7 +156,7 @@ def test_a_server_that_does_not_end_is_killed(tmp_path):
 
 def freeze_and_end(folder):
     """Run a server, stop it in its tracks, and end it."""
-    with running(str(folder), 256, tet.say, tet.StoreError):
+    with running(str(folder), 256, tet.say):
         pid = (folder / "server.pid").read_text()
         (folder / "frozen").write_text(pid)
         os.kill(int(pid), signal.SIGSTOP)
@@ -334,7 +334,7 @@ def test_the_demo_takes_nothing_from_outside(tmp_path):
 # systemd
 
 
-def test_the_service_manager_is_told(exchange, redis_url, tmp_path):
+def test_the_service_manager_hears_of_it(exchange, redis_url, tmp_path):
     """READY at the start, WATCHDOG while the main loop beats, STOPPING at the end."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

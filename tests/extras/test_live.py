@@ -709,7 +709,7 @@ def test_a_stop_in_the_middle_of_a_close_is_prompt_and_whole(before_a_close, red
     with reader.pubsub(ignore_subscribe_messages=True) as updates:
         updates.subscribe("tet:updates")
         with Running(tmp_path, *arguments_for(before_a_close, redis_url)) as running:
-            eventually(lambda: closed_candle_told(updates), 30)
+            eventually(lambda: closed_candle_announced(updates), 30)
             running.process.terminate()
             began = time.monotonic()
             assert running.process.wait(10) == 0
@@ -723,7 +723,7 @@ def test_a_stop_in_the_middle_of_a_close_is_prompt_and_whole(before_a_close, red
         assert closed.items() <= truth.items()
 
 
-def closed_candle_told(updates):
+def closed_candle_announced(updates):
     """Whether an update with a closed candle has been announced."""
     message = updates.get_message(timeout=0.1)
     return bool(message) and json.loads(message["data"])["candle_closed"]

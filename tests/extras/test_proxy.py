@@ -1,4 +1,4 @@
-"""The exchange's own paths on the service's address: what bots are told, and what they may cost."""
+"""The exchange's own paths on the service's address: what bots are answered, and what they may cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tet_extras.proxy.paths import Refusal, parse
 HOUR_AGO = f"startTime={NOON_MS - 3_600_000}"
 
 
-class Told:
+class Answered:
     """What an address answers: status, headers and the body, decoded."""
 
     def __init__(self, url, method="GET", **headers):
@@ -54,7 +54,7 @@ def stands_in(exchange, redis_url, **settings):
 
 def ask(rig, target, method="GET", **headers):
     """What the service answers."""
-    return Told(f"http://127.0.0.1:{rig.config.http_addr[1]}{target}", method, **headers)
+    return Answered(f"http://127.0.0.1:{rig.config.http_addr[1]}{target}", method, **headers)
 
 
 # What may be asked, and what it weighs
@@ -142,7 +142,7 @@ ALIKE = (
 def test_a_bot_is_told_what_the_exchange_tells(proxied, exchange):
     """Status and body, errors too; with the weight that the gate counts."""
     for target in ALIKE:
-        ours, theirs = ask(proxied, f"/api/v3/{target}"), Told(f"{exchange.url}/api/v3/{target}")
+        ours, theirs = ask(proxied, f"/api/v3/{target}"), Answered(f"{exchange.url}/api/v3/{target}")
         assert (ours.status, ours.body) == (theirs.status, theirs.body), target
         assert ours.headers["Content-Type"].startswith("application/json")
     assert int(ours.headers["X-MBX-USED-WEIGHT-1M"]) == proxied.binance.gate.used_weight()
@@ -178,9 +178,9 @@ def test_nothing_of_a_bot_goes_to_the_exchange_but_its_question(proxied, exchang
         ("/fapi/v1/klines?symbol=BTCUSDT&interval=15m", "GET"),
         ("/api/v1/klines?symbol=BTCUSDT&interval=15m", "GET"),
     ):
-        told = ask(proxied, path, method)
-        assert told.status == 404
-        assert "exchange itself" in told.body["msg"]
+        answer = ask(proxied, path, method)
+        assert answer.status == 404
+        assert "exchange itself" in answer.body["msg"]
     assert len(exchange.requests) == 1
     assert ask(proxied, "/api/status").body["state"]
 
@@ -191,21 +191,21 @@ def test_nothing_of_a_bot_goes_to_the_exchange_but_its_question(proxied, exchang
 def test_while_the_exchange_wants_a_pause_bots_wait_too(proxied, exchange):
     """429 with the rest of the pause; nothing is sent. A ban that a bot meets stops all."""
     exchange.ban(90)
-    told = ask(proxied, "/api/v3/ticker/price?symbol=BTCUSDT")
-    assert (told.status, told.body["code"]) == (429, -1003)
-    assert 80 <= int(told.headers["Retry-After"]) <= 90
+    answer = ask(proxied, "/api/v3/ticker/price?symbol=BTCUSDT")
+    assert (answer.status, answer.body["code"]) == (429, -1003)
+    assert 80 <= int(answer.headers["Retry-After"]) <= 90
     assert proxied.binance.gate.pause_left_seconds() > 80
     exchange.clear()
-    told = ask(proxied, "/api/v3/ticker/price?symbol=ETHUSDT")
-    assert (told.status, exchange.requests) == (429, [])
-    assert "banned" in told.body["msg"]
+    answer = ask(proxied, "/api/v3/ticker/price?symbol=ETHUSDT")
+    assert (answer.status, exchange.requests) == (429, [])
+    assert "banned" in answer.body["msg"]
 
 
 def test_what_the_exchange_fails_to_answer_is_503(proxied, exchange):
-    """A bot tries again; it is never told a page of a proxy, or a stale answer."""
+    """A bot tries again; it never gets a page of a proxy, or a stale answer."""
     exchange.faults.add("503_html", path="price", times=1)
-    told = ask(proxied, "/api/v3/ticker/price?symbol=BTCUSDT")
-    assert (told.status, told.body["code"], told.headers["Retry-After"]) == (503, -1001, "1")
+    answer = ask(proxied, "/api/v3/ticker/price?symbol=BTCUSDT")
+    assert (answer.status, answer.body["code"], answer.headers["Retry-After"]) == (503, -1001, "1")
     assert ask(proxied, "/api/v3/ticker/price?symbol=BTCUSDT").status == 200
 
 
@@ -216,18 +216,18 @@ def test_candles_that_cannot_be_are_not_handed_on(proxied, exchange, fault):
     """Of what the window does not hold, too; the next answer is the exchange's."""
     target = f"/api/v3/klines?symbol=BTCUSDT&interval=1h&limit=20&startTime={NOON_MS - 90_000_000}"
     exchange.faults.add(fault)
-    told = ask(proxied, target)
-    assert (told.status, told.body["code"], told.headers["Retry-After"]) == (503, -1001, "1")
-    assert ask(proxied, target).body == Told(f"{exchange.url}{target}").body
+    answer = ask(proxied, target)
+    assert (answer.status, answer.body["code"], answer.headers["Retry-After"]) == (503, -1001, "1")
+    assert ask(proxied, target).body == Answered(f"{exchange.url}{target}").body
 
 
 def test_bots_have_a_share_of_the_weight(exchange, redis_url):
     """Of the exchange's limit: beyond it they are refused until the minute turns; the window goes on."""
     with stands_in(exchange, redis_url, PROXY_WEIGHT_SHARE=0.01) as rig:
-        told = ask(rig, "/api/v3/ticker/24hr")
-        assert (told.status, told.body["code"]) == (429, -1003)
-        assert "PROXY_WEIGHT_SHARE" in told.body["msg"]
-        assert 1 <= int(told.headers["Retry-After"]) <= 61
+        answer = ask(rig, "/api/v3/ticker/24hr")
+        assert (answer.status, answer.body["code"]) == (429, -1003)
+        assert "PROXY_WEIGHT_SHARE" in answer.body["msg"]
+        assert 1 <= int(answer.headers["Retry-After"]) <= 61
         statuses = [ask(rig, f"/api/v3/depth?symbol=BTCUSDT&limit={n}").status for n in range(1, 15)]
         assert statuses == [200] * 12 + [429] * 2
         rig.refresh()
@@ -291,7 +291,7 @@ MANY: dict[str, tuple[list[Any], Reply, range]] = {
 
 @pytest.mark.parametrize("what", MANY)
 def test_what_is_kept_of_answers_has_bounds(what):
-    """In number and in bytes, questions counted; the newest are kept, and told to whoever asks again."""
+    """In number and in bytes, questions counted; the newest are kept, and given to whoever asks again."""
     questions, reply, kept = MANY[what]
     exchanging = Exchanging(lambda params: reply)
     exchange = Exchange("/api/v3", exchanging, exchanging.ask, lambda: NOON_MS)
@@ -299,8 +299,8 @@ def test_what_is_kept_of_answers_has_bounds(what):
 
     async def ask_all():
         for name, params in questions:
-            told = await forwarder.answer(parse("/api/v3", name, params))
-            assert (told.status, told.content.body) == (reply.status, reply.body)
+            answer = await forwarder.answer(parse("/api/v3", name, params))
+            assert (answer.status, answer.content.body) == (reply.status, reply.body)
 
     asyncio.run(ask_all())
     assert len(forwarder._kept) in kept
@@ -331,8 +331,8 @@ def test_the_token_may_stand_before_the_path(exchange, redis_url):
         target = "/api/v3/ticker/price?symbol=BTCUSDT"
         assert ask(rig, f"/t/right-token{target}").status == 200
         assert ask(rig, target, Authorization="Bearer right-token").status == 200
-        told = ask(rig, target)
-        assert (told.status, told.body["code"]) == (401, -1002)
+        answer = ask(rig, target)
+        assert (answer.status, answer.body["code"]) == (401, -1002)
         assert ask(rig, f"/t/wrong{target}").status == 401
         with pytest.raises(json.JSONDecodeError):
             ask(rig, "/t/right-token/api/status")
@@ -384,7 +384,7 @@ def test_what_the_window_holds_costs_no_request(proxied, exchange):
         exchange.clear()
         ours = ask(proxied, target)
         asked = len(exchange.requests)
-        theirs = Told(f"{exchange.url}{target}")
+        theirs = Answered(f"{exchange.url}{target}")
         if query:
             assert (ours.status, ours.body) == (200, theirs.body), query
         assert asked == (0 if query else 1), query
@@ -392,7 +392,7 @@ def test_what_the_window_holds_costs_no_request(proxied, exchange):
         target = f"/api/v3/klines?symbol=BTCUSDT&interval=15m&{query}"
         exchange.clear()
         ours, asked = ask(proxied, target), len(exchange.requests)
-        theirs = Told(f"{exchange.url}{target}")
+        theirs = Answered(f"{exchange.url}{target}")
         assert (ours.status, ours.body, asked) == (theirs.status, theirs.body, 1), query
 
 
@@ -407,7 +407,7 @@ def test_after_a_close_an_answer_waits_for_the_window(proxied, exchange):
         eventually(lambda: ask(proxied, "/health/live").status == 200)  # it waits, others are answered
         assert not waiting.done()
         proxied.refresh()
-        assert waiting.result().body == Told(f"{exchange.url}{target}").body
+        assert waiting.result().body == Answered(f"{exchange.url}{target}").body
     assert [
         request.params.get("limit") for request in exchange.asked() if request.params["limit"] == "2"
     ] == ["2"]
@@ -421,20 +421,20 @@ def test_nothing_old_is_told_as_new(exchange, redis_url, monkeypatch):
         exchange.clock.advance(480)  # within it, but the candle has closed
         rig.binance.sync_clock()
         exchange.clear()
-        assert ask(rig, target).body == Told(f"{exchange.url}{target}").body
+        assert ask(rig, target).body == Answered(f"{exchange.url}{target}").body
         assert [request.params["limit"] for request in exchange.asked()] == ["2", "2"]
         exchange.clock.advance(120)
         rig.binance.sync_clock()
-        told = ask(rig, target)
-        assert (told.status, told.body["code"]) == (503, -1001)
-        assert "MAX_DATA_AGE" in told.body["msg"]
-        assert int(told.headers["Retry-After"]) > 0
+        answer = ask(rig, target)
+        assert (answer.status, answer.body["code"]) == (503, -1001)
+        assert "MAX_DATA_AGE" in answer.body["msg"]
+        assert int(answer.headers["Retry-After"]) > 0
     own = {"HTTP_ADDR": f"127.0.0.1:{unused_port()}", "BINANCE_PROXY": "true"}
     with started(exchange, redis_url, REDIS_PREFIX="b", FIELDS="all", **own) as rig:
         assert "being fetched" in ask(rig, target).body["msg"]
     with started(exchange, redis_url, REDIS_PREFIX="c", **own) as rig:
-        told = ask(rig, target)
-        assert (told.status, "FIELDS=all" in told.body["msg"]) == (503, True)
+        answer = ask(rig, target)
+        assert (answer.status, "FIELDS=all" in answer.body["msg"]) == (503, True)
 
 
 def test_futures_have_the_same(exchange, redis_url):
@@ -444,7 +444,7 @@ def test_futures_have_the_same(exchange, redis_url):
         exchange.clear()
         target = "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=1600"
         ours, asked = ask(rig, target), len(exchange.requests)
-        theirs = Told(f"{exchange.url}{target}")
+        theirs = Answered(f"{exchange.url}{target}")
         assert (len(ours.body), asked) == (1500, 0)
         numbers = [[float(each) for each in row] for row in ours.body]
         assert numbers == [[float(each) for each in row] for row in theirs.body]
@@ -452,6 +452,6 @@ def test_futures_have_the_same(exchange, redis_url):
             [type(e) for e in r] for r in theirs.body[:2]
         ]
         assert ask(rig, "/fapi/v1/order").status == 404
-        told = ask(rig, "/fapi/v1/premiumIndex")  # to which this exchange answers with a web page
-        assert (told.status, told.body["code"]) == (503, -1001)
+        answer = ask(rig, "/fapi/v1/premiumIndex")  # to which this exchange answers with a web page
+        assert (answer.status, answer.body["code"]) == (503, -1001)
         assert ask(rig, "/api/v3/ping").status == 404

@@ -430,7 +430,7 @@ def test_a_quiet_pair_only_closes(exchange):
         assert candles(streamed(ws)) == [(open_ms, True)]
 
 
-def test_where_nothing_is_traded_nothing_is_told(exchange):
+def test_where_nothing_is_traded_nothing_is_streamed(exchange):
     """During a halt, in a break, and before the first candle."""
     btc, eth, doge = (exchange.market.symbols[f"{base}USDT"] for base in ("BTC", "ETH", "DOGE"))
     btc.halts.append((NOON_MS - MINUTE_MS, NOON_MS + MINUTE_MS))
@@ -472,7 +472,7 @@ def test_rest_may_lag_behind_the_streams(exchange):
     assert rest_row(exchange, "BTCUSDT", "1m", open_ms) == close
 
 
-def test_a_candle_is_corrected_after_its_close_was_told(exchange):
+def test_a_candle_is_corrected_after_its_close_was_streamed(exchange):
     """REST has another close from then on; other candles stay."""
     with connected(exchange, "/stream", BTC) as ws:
         open_ms = to_the_close(exchange)

@@ -368,7 +368,7 @@ class Listener:
         self.streams.stop()
 
     def tick(self):
-        """Look after the lines; returns whether data comes."""
+        """Look after the connections; returns whether data comes."""
         self.lost += self.streams.tick(False)
         return self.streams.are_delivering
 
@@ -381,7 +381,7 @@ class Listener:
 
 
 def ticking(listener, check, seconds=20):
-    """Look after the lines until that is so."""
+    """Look after the connections until that is so."""
     return eventually(lambda: listener.tick() is not None and check(), seconds)
 
 
@@ -392,7 +392,7 @@ def all_served(listener):
 
 
 def test_streams_spread_over_lines_and_are_all_served(exchange):
-    """Two lines of 150 each, for 300, and each has its canary."""
+    """Two connections of 150 each, for 300, and each has its canary."""
     with closing(Listener(exchange.stream_url)) as listener:
         listener.keep(STREAMS)
         all_served(listener)
@@ -535,7 +535,7 @@ def test_reconnects_wait_longer_and_longer_and_are_bounded(exchange):
     """Refused again and again, no more attempts are made than the exchange allows, by far."""
     exchange.streams.faults.always("refused")
     with closing(Listener(exchange.stream_url, speed=100)) as listener:
-        listener.keep(STREAMS)  # two lines
+        listener.keep(STREAMS)  # two connections
         began = listener.clock.monotonic()
         ticking(listener, lambda: listener.clock.monotonic() - began > 300)
         assert 6 <= len(exchange.streams.attempts) <= 30
@@ -544,11 +544,11 @@ def test_reconnects_wait_longer_and_longer_and_are_bounded(exchange):
 
 
 def test_a_crowd_of_lines_keeps_to_the_allowed_attempts(exchange, monkeypatch):
-    """However many lines are refused, all attempts of five minutes together are bounded."""
+    """However many connections are refused, all attempts of five minutes together are bounded."""
     monkeypatch.setattr(streams, "STREAMS_PER_LINE", 5)
     exchange.streams.faults.always("refused")
     with closing(Listener(exchange.stream_url, speed=100)) as listener:
-        listener.keep(STREAMS)  # sixty lines
+        listener.keep(STREAMS)  # sixty connections
         began = listener.clock.monotonic()
         ticking(listener, lambda: listener.clock.monotonic() - began > 250)
         assert 60 <= len(exchange.streams.attempts) <= streams.ATTEMPTS

@@ -171,7 +171,7 @@ def test_verify_says_for_how_long_it_waits(look, exchange):
 # The log
 
 
-def test_the_log_has_what_differs_and_what_streams_told(exchange, redis_url, tmp_path):
+def test_the_log_has_what_differs_and_what_was_streamed(exchange, redis_url, tmp_path):
     """Settings other than the defaults, streams that are there, closes by source; numbers are numbers."""
     with SimulatedBinance(market=Market.random_walk(["BTC/USDT", "ETH/USDT"])) as exchange:
         given = ("--public", "--days=1", PAIRS, "--timeframe=1s", "--interval=2", "--log-format=json")

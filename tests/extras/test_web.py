@@ -60,17 +60,8 @@ class Answered(NamedTuple):
 def site_of(rig, token=None, on_loopback=True):
     """What answers for a service, without a server."""
     status, showing = rig.service.status, tet.showing_of(rig.service)
-    frames = tuple(timeframe.name for timeframe in rig.config.timeframe)
-    sources = Sources(
-        status.snapshot,
-        status.health,
-        lambda: frames,
-        showing.feeds,
-        showing.candles_of,
-        None,
-        tet.StoreError,
-    )
-    site = Site(sources, Table(showing.feeds, tet.StoreError), Exposition(sources))
+    sources = Sources(status.snapshot, status.health, showing)
+    site = Site(sources, Table(showing.feeds), Exposition(sources))
     return Answers(site, site.application(token, on_loopback))
 
 
@@ -336,7 +327,7 @@ def test_who_takes_gzip_gets_it(site, accepted, is_compressed):
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_all_is_read_only(site, method):
-    """Other methods are told which there are."""
+    """Other methods are answered with which there are."""
     response = ask(site, "/", method=method)
     assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
 
@@ -360,11 +351,11 @@ def test_an_unknown_path_is_404(site):
 
 def test_the_status_is_that_of_redis_and_health(rig, site, reader):
     """The same fields, and what /health says."""
-    told = json.loads(ask(site, "/api/status").body)
-    health = told.pop("health")
-    assert told.keys() == json.loads(reader.get("tet:system:status")).keys()
+    found = json.loads(ask(site, "/api/status").body)
+    health = found.pop("health")
+    assert found.keys() == json.loads(reader.get("tet:system:status")).keys()
     assert health == {"live": True, "ready": True, "reasons": []}
-    assert (told["symbols"], told["state"]) == (["BTC/USDT", "ETH/USDT"], "running")
+    assert (found["symbols"], found["state"]) == (["BTC/USDT", "ETH/USDT"], "running")
 
 
 def test_a_row_says_what_the_market_did(rig, site, exchange, reader):
@@ -436,7 +427,7 @@ def test_a_row_is_worked_out_once_for_each_write(rig, monkeypatch):
             yield feed._replace(candles=partial(looked_at, feed))
 
     monkeypatch.setattr("tet_extras.web.pairs.REFRESH_SECONDS", 0.0)
-    table = Table(feeds, tet.StoreError)
+    table = Table(feeds)
     version = table.since(0)[0]
     assert (table.since(version), asked) == ((version, "[]"), ["BTC/USDT", "ETH/USDT"])
     rig.exchange.clock.advance(MINUTE)
@@ -463,7 +454,7 @@ def test_who_looks_meanwhile_is_told_what_was_seen(rig, monkeypatch):
         assert goes_on.wait(20)
         yield from showing.feeds()
 
-    table = Table(feeds, tet.StoreError)
+    table = Table(feeds)
     goes_on.set()
     seen = table.since(0)
     looking.clear()
@@ -511,7 +502,7 @@ def test_another_name_is_refused_on_loopback(rig, site, host):
 
 @pytest.mark.parametrize("host", ["evil.example", "candles.example:8443", "", "[::1", None])
 def test_with_a_token_any_name_is_answered_to(rig, site, host):
-    """A proxy may pass the name it was asked for; without the token nothing is told all the same."""
+    """A proxy may pass the name it was asked for; without the token nothing is shown all the same."""
     given = {"host": host} if host is not None else {}
     guarded = site_of(rig, token="t")
     assert ask(guarded, "/api/status", authorization="Bearer t", **given).status == 200
@@ -542,7 +533,7 @@ LOCKED = ("/", "/chart/BTC_USDT/15m", "/events", "/api/status", "/api/pairs", "/
 
 
 @pytest.mark.parametrize("path", LOCKED)
-def test_without_the_token_nothing_is_told(rig, path):
+def test_without_the_token_nothing_is_shown(rig, path):
     """Nor with another one."""
     site = site_of(rig, token="right-token")
     for headers in ({}, {"authorization": "Bearer wrong"}, {"cookie": "tet_token=right-token"}):
@@ -685,7 +676,7 @@ def test_a_proxy_that_sends_localhost_needs_no_token(exchange, redis_url, tmp_pa
         with proxied(name, text, tmp_path, port) as front:
             assert status_of(front, "/api/status") == status_of(front, "/health/live") == 200
             follower = Follower(front)
-            eventually(lambda: follower.told("status"), 3)  # none of it waits in the proxy
+            eventually(lambda: follower.heard("status"), 3)  # none of it waits in the proxy
             follower.socket.shutdown(socket.SHUT_RDWR)
             follower.thread.join(10)
         theirs = {"nginx": "$host", "caddy": "{host}"}[name]
@@ -754,7 +745,7 @@ def test_a_request_that_is_none_does_no_harm(served):
 
 
 class Follower:
-    """A client of /events; what it was told is in ``events``."""
+    """A client of /events; what it heard is in ``events``."""
 
     def __init__(self, port, query=""):
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
@@ -775,28 +766,28 @@ class Follower:
                 elif field == "data":
                     self.events.append((name, json.loads(text)))
 
-    def told(self, name):
-        """What was told under that name."""
-        return [found for told, found in self.events if told == name]
+    def heard(self, name):
+        """What it heard under that name."""
+        return [found for kind, found in self.events if kind == name]
 
 
 def test_events_tell_of_each_write(served, exchange):
     """The status at once; then the rows that changed, and only those."""
     follower = Follower(port_of(served))
     assert follower.reply.getheader("Content-Type") == "text/event-stream"
-    eventually(lambda: follower.told("status"))
-    assert follower.told("rows") == []
+    eventually(lambda: follower.heard("status"))
+    assert follower.heard("rows") == []
     exchange.clock.advance(MINUTE)
     served.binance.sync_clock()
     served.service.updates.update(served.feeds[1])
-    (row,) = eventually(lambda: follower.told("rows"))[0]
+    (row,) = eventually(lambda: follower.heard("rows"))[0]
     newest = exchange.klines("ETHUSDT", "15m", limit=1)[0]
     assert (row["symbol"], float(row["price"])) == ("ETH/USDT", float(newest[4]))
 
 
 def has_heard(follower, count):
-    """Whether it was told of so many closes."""
-    return len(follower.told("candles")) == count
+    """Whether it heard of so many closes."""
+    return len(follower.heard("candles")) == count
 
 
 def test_events_tell_closed_candles_to_who_asks(served, exchange):
@@ -806,22 +797,22 @@ def test_events_tell_closed_candles_to_who_asks(served, exchange):
     one = Follower(port, "?candles=ETHUSDT:15m")
     other = Follower(port)
     for follower in (both, one, other):
-        eventually(partial(follower.told, "status"))
+        eventually(partial(follower.heard, "status"))
     exchange.clock.advance(MINUTE)  # nothing closes
     served.refresh()
     for closes in (1, 2):
         exchange.clock.advance(15 * MINUTE * closes)
         served.refresh()
         eventually(partial(has_heard, both, 2 * closes))
-        told = both.told("candles")
-        for said in told[-2:]:
+        heard = both.heard("candles")
+        for said in heard[-2:]:
             query = f"symbol={said['symbol']}&timeframe=15m&closed=true&limit={closes}"
             assert said["timeframe"] == "15m"
             assert said["candles"] == json.loads(get(served, f"/api/candles?{query}"))
-        assert {said["symbol"] for said in told[-2:]} == {"BTC/USDT", "ETH/USDT"}
+        assert {said["symbol"] for said in heard[-2:]} == {"BTC/USDT", "ETH/USDT"}
     eventually(partial(has_heard, one, 2))
-    assert {said["symbol"] for said in one.told("candles")} == {"ETH/USDT"}
-    assert other.told("candles") == []
+    assert {said["symbol"] for said in one.heard("candles")} == {"ETH/USDT"}
+    assert other.heard("candles") == []
     for query, status in (("BTC/USDT", 400), ("BTC/USDT:7m", 400), (":15m", 400), ("XXX/USDT:15m", 404)):
         assert status_of(port, f"/events?candles={query}", Host="localhost") == status, query
 
@@ -829,10 +820,10 @@ def test_events_tell_closed_candles_to_who_asks(served, exchange):
 def test_events_tell_at_once_of_what_is_urgent(served):
     """A pause is in the status that follows within moments, not only in the next one due."""
     follower = Follower(port_of(served))
-    eventually(lambda: follower.told("status"))
+    eventually(lambda: follower.heard("status"))
     served.service.progress.state = "running"
     served.binance.gate.pause(100, "a test of pauses")
-    found = eventually(lambda: [s for s in follower.told("status") if s["pause_reason"]], 4)
+    found = eventually(lambda: [s for s in follower.heard("status") if s["pause_reason"]], 4)
     assert found[0]["state"] == "paused"
 
 
@@ -848,20 +839,20 @@ def test_events_end_when_the_service_does(exchange, redis_url):
     with started(exchange, redis_url, HTTP_ADDR=f"127.0.0.1:{port}") as rig:
         rig.refresh()
         follower = Follower(port)
-        eventually(lambda: follower.told("status"))
+        eventually(lambda: follower.heard("status"))
     follower.thread.join(10)
     assert not follower.thread.is_alive()
 
 
 def test_followers_do_not_take_the_room_of_others(exchange, redis_url, monkeypatch):
-    """More of them than clients are allowed, and /health still answers; too many are told so."""
+    """More of them than clients are allowed, and /health still answers; too many are refused."""
     monkeypatch.setattr(server, "THREADS", 2)
     monkeypatch.setattr(news, "MAX_FOLLOWERS", 5)
     port = unused_port()
     with started(exchange, redis_url, HTTP_ADDR=f"127.0.0.1:{port}") as rig:
         rig.refresh()
         followers = [Follower(port) for _ in range(5)]
-        eventually(lambda: all(follower.told("status") for follower in followers))
+        eventually(lambda: all(follower.heard("status") for follower in followers))
         assert json.loads(get(rig, "/health"))["ready"] is True
         assert Follower(port).reply.status == 503
         followers[0].socket.shutdown(socket.SHUT_RDWR)
@@ -891,7 +882,7 @@ def test_a_follower_outlives_the_time_of_a_request(exchange, redis_url, monkeypa
         began = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
             assert silent.recv(1) == b""
-        eventually(lambda: time.monotonic() - began > 1.5 and len(follower.told("status")) > 2)
+        eventually(lambda: time.monotonic() - began > 1.5 and len(follower.heard("status")) > 2)
 
 
 def test_a_slow_reader_is_let_go(exchange, redis_url, monkeypatch):

@@ -78,6 +78,28 @@ def test_the_reader_needs_redis_alone():
     assert {name.partition(".")[0] for name in imported(READER)} - sys.stdlib_module_names == {"redis"}
 
 
+def defined(path):
+    """What a file defines: functions, classes and constants, and what these have as ``Class.name``."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            named = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            names |= {node.name} | {f"{node.name}.{each.name}" for each in named}
+        elif isinstance(node, ast.Assign):
+            names |= {each.id for each in node.targets if isinstance(each, ast.Name)}
+    return names
+
+
+def test_the_walks_through_the_rooms_name_what_is_there():
+    """Each name of a walk in docs/design.md is one of the file that it is said to be in."""
+    steps = re.findall(r"^- `([\w/]+\.py)`: (.*)$", (ROOT / "docs" / "design.md").read_text(), re.M)
+    assert len(steps) > 50
+    for file, names in steps:
+        assert set(re.findall("`([^`]+)`", names)) <= defined(ROOT / file), file
+
+
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
 def test_every_part_keeps_its_shape(path):
     """Files, classes with one job, and functions short enough to see at once."""

@@ -9,18 +9,19 @@ from rig import settings
 
 import tet_data_service as tet
 from tet_core.candles import make_candles
-from tet_core.intervals import Interval, IntervalPolicy
-from tet_core.times import parse_iso_time
+from tet_core.intervals import Interval
+from tet_core.times import HOUR_MS, parse_iso_time
 from tet_extras.figures import Estimate, estimate
 
-PEAK, OFF_PEAK = 14, 3
+PEAK, OFF_PEAK = 14 * HOUR_MS, 3 * HOUR_MS
 NOON_MS = parse_iso_time("2026-01-15T12:00:00Z")  # a Thursday
-HOURS = st.integers(0, 23)
 
 
-def policy(**given):
-    """The policy of the default settings and what is given."""
-    return IntervalPolicy.of(settings(**given))
+def interval_of(factor=1.0, **given):
+    """The interval of the default settings and what is given, after failures that made that factor."""
+    interval = Interval(settings(**given))
+    interval.error_factor = factor
+    return interval
 
 
 def series(name, *opens):
@@ -33,7 +34,7 @@ def series(name, *opens):
 
 
 @pytest.mark.parametrize(
-    ("given", "hour", "factor", "seconds"),
+    ("given", "now_ms", "factor", "seconds"),
     [
         pytest.param({}, PEAK, 1, 180, id="peak"),
         pytest.param({}, OFF_PEAK, 1, 360, id="off-peak"),
@@ -54,23 +55,23 @@ def series(name, *opens):
         pytest.param({"MAX_DATA_AGE": 30}, PEAK, 1, 30, id="max age below a minute"),
     ],
 )
-def test_the_interval_in_force(given, hour, factor, seconds):
+def test_the_interval_in_force(given, now_ms, factor, seconds):
     """Base x off-peak x error factor, within min(60, base) and max age; max age has the last word."""
-    assert policy(**given).interval_seconds(hour, factor) == pytest.approx(seconds)
+    assert interval_of(factor, **given).seconds(now_ms) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("hour", range(24))
 def test_the_busy_hours(hour):
     """Eight hours of the day are busy, and the interval is the base then."""
     busy = hour in (7, 8, 9, 13, 14, 15, 21, 22)
-    assert policy().interval_seconds(hour, 1) == (180 if busy else 360)
+    assert interval_of().seconds(hour * HOUR_MS) == (180 if busy else 360)
 
 
 def test_a_quiet_night_is_as_long_in_its_last_hour_as_in_its_first():
     """Off-peak hours in a row all have the same interval, and a day later it is the base again."""
-    rules = policy(MAX_DATA_AGE=86_400)
-    assert {rules.interval_seconds(hour, 1) for hour in range(7)} == {360}
-    assert rules.interval_seconds(PEAK, 1) == 180
+    interval = interval_of(MAX_DATA_AGE=86_400)
+    assert {interval.seconds(hour * HOUR_MS) for hour in range(7)} == {360}
+    assert interval.seconds(24 * HOUR_MS + PEAK) == 180
 
 
 # The error factor
@@ -95,19 +96,21 @@ def test_a_quiet_night_is_as_long_in_its_last_hour_as_in_its_first():
 )
 def test_the_error_factor_after_a_cycle(given, factor, failure_rate, expected):
     """More than 20 % failures make it grow, fewer than 5 % let it shrink."""
-    assert policy(**given).next_error_factor(factor, failure_rate) == pytest.approx(expected)
+    interval = interval_of(factor, **given)
+    interval.cycle_ended(failure_rate)
+    assert interval.error_factor == pytest.approx(expected)
 
 
 def test_good_cycles_bring_the_base_back():
     """After the worst the factor is one again within a dozen good cycles."""
-    rules, factor = policy(), 1.0
+    interval = interval_of()
     for failure_rate in [1.0] * 50 + [0.0] * 12:
-        factor = rules.next_error_factor(factor, failure_rate)
-    assert factor == 1
+        interval.cycle_ended(failure_rate)
+    assert interval.error_factor == 1
 
 
 @pytest.mark.parametrize(
-    ("hour", "factor", "words"),
+    ("now_ms", "factor", "words"),
     [
         (PEAK, 1, "base 180 s, at most 540 s"),
         (OFF_PEAK, 1, "base 180 s x 2 off-peak, at most 540 s"),
@@ -115,9 +118,9 @@ def test_good_cycles_bring_the_base_back():
         (OFF_PEAK, 1.5, "base 180 s x 2 off-peak x 1.50 after failures, at most 540 s"),
     ],
 )
-def test_the_reason_names_what_counts(hour, factor, words):
+def test_the_reason_names_what_counts(now_ms, factor, words):
     """The words hold each factor that is not one."""
-    assert policy().reason(hour, factor) == words
+    assert interval_of(factor).reason(now_ms) == words
 
 
 # When next

@@ -47,7 +47,7 @@ def test_what_wildcards_mean(symbols, names):
     assert meant(symbols) == (names, [], [])
 
 
-def test_a_wildcard_that_no_pair_fits_is_told():
+def test_a_wildcard_that_no_pair_fits_is_named():
     """It is no reason to serve none of the others."""
     assert meant("*/EUR,*/BTC") == (["ETH/BTC", "BNB/BTC"], [], ["*/EUR"])
 

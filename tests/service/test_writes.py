@@ -174,7 +174,7 @@ def test_an_instance_that_slept_does_not_write_over_a_newer_value(exchange, redi
         slow.binance.sync_clock()
         began = slow_feed.series
         for page in slow.service.fetcher.pages(slow_feed, began, True):
-            slow_feed.fetched(page, began, slow.clock.now_ms())
+            slow_feed.fetched(page, page.answer.candles, began, slow.clock.now_ms())
         later(quick, HOUR)
         newer = reader.get(KEY)
         slow.binance.sync_clock()

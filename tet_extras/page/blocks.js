@@ -15,7 +15,7 @@ export class Blocks {
   #waiting = new Set(); // rows that are to be filled or emptied
   #frame = 0;
 
-  /** `see` is told of each row that comes into sight, or leaves it. */
+  /** `see` hears of each row that comes into sight, or leaves it. */
   constructor(table, see) {
     this.#table = table;
     this.#see = see;

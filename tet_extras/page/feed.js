@@ -1,7 +1,7 @@
-// What the service tells: its status and the rows of the table, by server-sent events, else by asking.
+// What the service sends: its status and the rows of the table, by server-sent events, else by asking.
 
 const POLL_MS = 5000;
-const SILENCE_MS = 13000; // the service tells its status every 5 s
+const SILENCE_MS = 13000; // the service sends its status every 5 s
 const EVENTS_AGAIN_MS = 60000;
 
 /** The data of the page. `link` is connecting, live, polling or lost; `rows` has each row by symbol and timeframe. */
@@ -21,7 +21,7 @@ export class Feed extends EventTarget {
   #showing = false;
 
   start() {
-    this.#load().catch(() => {}); // at once; what changes until there are events is told by the next one
+    this.#load().catch(() => {}); // at once; what changes until there are events comes with the next one
     this.#open();
     setInterval(() => this.#watch(), 1000);
   }
@@ -31,7 +31,7 @@ export class Feed extends EventTarget {
     return Date.now() + this.#offset;
   }
 
-  /** The rows of a timeframe, as they were told: in the order of the settings. */
+  /** The rows of a timeframe, as they came: in the order of the settings. */
   of(timeframe) {
     return [...this.rows.values()].filter((row) => row.timeframe === timeframe);
   }
@@ -44,7 +44,7 @@ export class Feed extends EventTarget {
     this.#source?.close();
     this.#heard = performance.now();
     const source = (this.#source = new EventSource("/events"));
-    source.onopen = () => this.#load().catch(() => {}); // rows that change from here on are told
+    source.onopen = () => this.#load().catch(() => {}); // rows that change from here on are sent
     source.onerror = () => {
       if (source !== this.#source) return;
       if (source.readyState === EventSource.CLOSED) this.#ask(); // refused, not only unreachable
@@ -113,7 +113,7 @@ export class Feed extends EventTarget {
     this.#announce(rows, all);
   }
 
-  /** What has changed is shown together, once a frame: also what is told several times before that. */
+  /** What has changed is shown together, once a frame: also what comes several times before that. */
   #announce(rows, all) {
     if (all) this.#changed.clear();
     for (const row of rows) this.#changed.set(`${row.symbol} ${row.timeframe}`, row);

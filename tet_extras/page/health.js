@@ -36,13 +36,13 @@ const once = (texts) => texts.filter((text, index) => text && !texts.some((other
 /** What is wrong, in sentences: each cause with what follows from it, then what else there is. */
 function problemsOf(status, paused) {
   const isSymptom = (text) => /^(older than|never fetched)/.test(text);
-  const told = status.health.reasons.filter((text) => !text.startsWith("filling") && text !== status.pause_reason);
+  const reasons = status.health.reasons.filter((text) => !text.startsWith("filling") && text !== status.pause_reason);
   const waiting = status.waiting_for ? `Waiting for ${status.waiting_for}` : "";
-  const causes = once([waiting, paused, ...told.filter((text) => !isSymptom(text))]);
+  const causes = once([waiting, paused, ...reasons.filter((text) => !isSymptom(text))]);
   const failed = failures(status.failed_symbols, status.timeframes).filter(({ reason }) => !causes.some((cause) => isSame(cause, reason)));
   const unsaved = status.unsaved ? `${status.unsaved} updates wait in memory${causes.length ? "" : " for Redis to take them"}` : "";
   const warnings = (status.warnings ?? []).filter((text) => !causes.length || !text.includes("updates failed"));
-  const symptoms = [unsaved, ...told.filter(isSymptom)].filter(Boolean);
+  const symptoms = [unsaved, ...reasons.filter(isSymptom)].filter(Boolean);
   if (causes.length && symptoms.length) causes.push(`${causes.pop()}. Meanwhile ${symptoms.splice(0).join("; ")}`);
   return once([...causes, ...failed.map(({ sentence }) => sentence), ...symptoms, ...warnings]);
 }
@@ -103,8 +103,8 @@ function sourceOf(status) {
   const feeds = status.live?.feeds;
   if (!feeds) return "polling";
   const words = [["live", feeds.live], ["catching up", feeds.catching_up], ["polled", feeds.blind]];
-  const told = words.filter(([, count]) => count).map(([word, count]) => `${count} ${word}`);
-  return feeds.live && told.length === 1 ? "stream" : told.join(", ") || "stream";
+  const parts = words.filter(([, count]) => count).map(([word, count]) => `${count} ${word}`);
+  return feeds.live && parts.length === 1 ? "stream" : parts.join(", ") || "stream";
 }
 
 /** Who keeps a series fresh, where the service follows streams; in the words of --status. */
@@ -145,7 +145,7 @@ function showFacts(status, now) {
   const members = membersOf(status);
   $("members").parentElement.hidden = !members;
   put($("members"), members);
-  const told = ({ id, state, active_symbols: pairs, data_freshness_max: oldest }) =>
+  const line = ({ id, state, active_symbols: pairs, data_freshness_max: oldest }) =>
     `${id}: ${state}, ${pairs} pairs, oldest update ${span(oldest ?? 0)} ago`;
-  $("members").title = (status.members ?? []).map(told).join("\n");
+  $("members").title = (status.members ?? []).map(line).join("\n");
 }

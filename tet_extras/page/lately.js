@@ -25,7 +25,7 @@ function line(event) {
   return item;
 }
 
-/** Keeps the list of events as the service has it: asked for when the status is told. */
+/** Keeps the list of events as the service has it: asked for when the status comes. */
 export class Lately {
   #tag = "";
   #isAsking = false;

@@ -90,11 +90,11 @@ function title() {
   put(document.querySelector("title"), `${sign}${name}TET Data Service`);
 }
 
-let kept = ""; // the timeframes and symbols that were told last
+let kept = ""; // the timeframes and symbols that came last
 feed.addEventListener("status", () => {
-  const told = [feed.status.timeframes, feed.status.symbols].join();
-  if (told !== kept) {
-    kept = told;
+  const now = [feed.status.timeframes, feed.status.symbols].join();
+  if (now !== kept) {
+    kept = now;
     route();
   }
   title();

@@ -255,8 +255,8 @@ export class TableView {
 
   /** Whether a row has each word somewhere, as it is shown: in its name, its state, or what stands beside that. */
   #fits(row, words) {
-    const name = row.symbol.toLowerCase(), told = `${stateOf(row)} ${this.#words(row)}`.toLowerCase();
-    return words.every((word) => name.includes(word) || name.replace("/", "").includes(word) || ` ${told}`.includes(` ${word}`));
+    const name = row.symbol.toLowerCase(), shown = `${stateOf(row)} ${this.#words(row)}`.toLowerCase();
+    return words.every((word) => name.includes(word) || name.replace("/", "").includes(word) || ` ${shown}`.includes(` ${word}`));
   }
 
   /** Put the rows in order, those that the filter leaves; only what is out of place is moved. */

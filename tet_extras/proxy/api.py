@@ -20,15 +20,13 @@ ELSEWHERE = "not served here: of another market, or signed, which goes to the ex
 class BinanceApi:
     """Answers what bots ask, on the event loop: an application beside the page's, without its layers."""
 
-    def __init__(
-        self, settings: Settings, exchange: Exchange, candles: Candles, failed: type[Exception]
-    ) -> None:
+    def __init__(self, settings: Settings, exchange: Exchange, candles: Candles) -> None:
         self._exchange = exchange
         self._forwarder = Forwarder(exchange, settings.proxy_weight_share)
-        self._klines = Klines(Window(candles, failed, settings), exchange.prefix, exchange.now_ms)
+        self._klines = Klines(Window(candles, settings), exchange.prefix, exchange.now_ms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer any call; those of other markets and of accounts are told where to turn to."""
+        """Answer any call; those of other markets and of accounts are shown where to turn to."""
         try:
             response = await self._answer(Request(scope))
         except Refusal as refusal:

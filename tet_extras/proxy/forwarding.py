@@ -46,7 +46,7 @@ class Reply(Protocol):
 
 
 class Gate(Protocol):
-    """What the gate tells of itself."""
+    """What the gate says of itself."""
 
     weight_limit: int
     pause_reason: str
@@ -129,7 +129,7 @@ class Forwarder:
     def _ended(self, asked: Asked, done: asyncio.Task[Answer]) -> None:
         del self._under_way[asked]
         if not done.cancelled():
-            done.exception()  # told to those who waited, if any is left
+            done.exception()  # raised for those who waited, if any is left
 
     def _spend(self, weight: int) -> None:
         """Count a request, if bots may send one now. Raises Refusal with 429."""

@@ -1,7 +1,7 @@
 """Klines from the window, as the exchange would answer: what it holds costs no request.
 
 What it does not hold is left to be forwarded: older candles, other pairs and intervals, and what may be wrong
-in a question, since the exchange says best what. Nothing old is told as new: just after a close an answer
+in a question, since the exchange says best what. Nothing old is given as new: just after a close an answer
 waits for the window, and beyond MAX_DATA_AGE there is none.
 """
 
@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from starlette.concurrency import run_in_threadpool
 
 from tet_core.candles import ALL, Fields
+from tet_core.errors import StoreError
+from tet_core.series import Series
+from tet_core.stored import Image
 from tet_core.times import SECOND_MS, Timeframe
 from tet_extras.web.answers import JSON, Content
 
@@ -40,10 +43,10 @@ class Candles(Protocol):
     Both raise LookupError for what is not kept.
     """
 
-    def in_memory(self, symbol: str, timeframe: str) -> Any:
+    def in_memory(self, symbol: str, timeframe: str) -> Image | None:
         """At once; None also where Redis would have to be asked."""
 
-    def candles_of(self, symbol: str, timeframe: str) -> Any:
+    def candles_of(self, symbol: str, timeframe: str) -> Image | None:
         """From memory or Redis."""
 
 
@@ -68,10 +71,9 @@ class Settings(Protocol):
 
 
 class Window(NamedTuple):
-    """What the service holds; ``failed`` is what ``candles`` raise when they cannot be had now."""
+    """What the service holds; ``candles`` raise StoreError when they cannot be had now."""
 
     candles: Candles
-    failed: type[Exception]
     settings: Settings
 
 
@@ -103,7 +105,7 @@ def span_of(params: Mapping[str, str], most_rows: int, takes_microseconds: bool)
     return Span(first_ms, last_ms, min(limit, most_rows))
 
 
-def held(image: Any, span: Span) -> tuple[int, int] | None:
+def held(image: Image, span: Span) -> tuple[int, int] | None:
     """Which candles of a stored value are the answer, by their indexes; None if not all are in it."""
     series = image.series
     if span.first_ms is not None and span.first_ms < series.opens[image.start]:
@@ -116,14 +118,14 @@ def held(image: Any, span: Span) -> tuple[int, int] | None:
     return start, min(max(start, end), start + span.limit)
 
 
-def is_behind(image: Any, now_ms: int) -> bool:
+def is_behind(image: Image, now_ms: int) -> bool:
     """Whether the exchange may have a newer candle, or another state of one that has ended."""
     series = image.series
     end_ms = series.timeframe.close_of(series.opens[-1])
     return now_ms >= end_ms and not (series.newest_is_closed and image.dated_ms >= end_ms + SETTLED_MS)
 
 
-def rows_text(series: Any, start: int, end: int, decimals: int) -> str:
+def rows_text(series: Series, start: int, end: int, decimals: int) -> str:
     """Candles as the exchange writes them: rows of 12 fields; ``decimals`` of 0 is as many as needed."""
     if start >= end:
         return "[]"
@@ -185,7 +187,7 @@ class Klines:
             self._kept.put(key, kept, len(kept[1].body))
         return kept[1]
 
-    async def _image(self, symbol: str, interval: str) -> Any:
+    async def _image(self, symbol: str, interval: str) -> Image | None:
         """The pair's candles as they are now; None where it is not kept, or the window stays behind."""
         deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
         while True:
@@ -195,7 +197,7 @@ class Klines:
                     image = await run_in_threadpool(self._window.candles.candles_of, symbol, interval)
             except LookupError:
                 return None
-            except self._window.failed as error:
+            except StoreError as error:
                 raise Refusal(503, -1001, f"The candles cannot be had now: {error}", 5) from None
             now_ms = self._now_ms()
             if image is None:

@@ -22,8 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from tet_core.candles import ALL, OHLCV, rows_of
 from tet_core.snapshot import Health, Snapshot
+from tet_core.stored import Image
+from tet_core.times import iso_time
 
-from .pairs import Shown, iso_time
+from .showing import Showing
 
 HTML, TEXT, JSON, CSV = "text/html", "text/plain", "application/json", "text/csv"
 NDJSON = "application/x-ndjson"
@@ -53,22 +55,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """What is served; all are called from the server's threads.
+    """What is served; all is asked from the server's threads.
 
-    ``status`` gives the figures of the status, ``health`` whether the service is live and ready
-    and the reasons where not; ``shown`` the feeds as the table shows them, which are kept in ``timeframes``;
-    ``candles_of`` the stored value of a symbol in a timeframe, None where there is none yet: it raises
-    LookupError for what is not kept, and ``failed`` when it cannot be had now. ``ages``, if wanted, gives
-    symbol, timeframe and age in seconds. ``happened`` gives the last events, as the log has them.
+    ``status`` gives the figures of the status, ``health`` whether the service is live and ready, and the
+    reasons where not; ``happened`` the last events, as the log has them.
     """
 
     status: Callable[[], Snapshot]
     health: Callable[[], Health]
-    timeframes: Callable[[], Sequence[str]]
-    shown: Callable[[], Iterable[Shown]]
-    candles_of: Callable[[str, str], Any]
-    ages: Callable[[], Iterable[tuple[str, str, float]]] | None
-    failed: type[Exception]
+    showing: Showing
     happened: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
@@ -228,7 +223,7 @@ def _time_asked(name: str, text: str) -> int | None:
 
 
 def candle_rows(
-    image: Any, limit: int, closed: bool, start_ms: int | None = None, end_ms: int | None = None
+    image: Image, limit: int, closed: bool, start_ms: int | None = None, end_ms: int | None = None
 ) -> list[list[str]]:
     """The candles of a stored value, as `Asked` has it, oldest first: time, open and so on, all text."""
     series, start, end = image.series, image.start, image.end
@@ -244,7 +239,7 @@ def candle_rows(
     return rows_of(series.joined(start, end).decode()) if start < end else []
 
 
-def candles_content(images: Mapping[str, Any], asked: Asked) -> Content:
+def candles_content(images: Mapping[str, Image | None], asked: Asked) -> Content:
     """The answer: rows by symbol; a header says where the closed candles end, of several the earliest."""
     how = (asked.limit, asked.closed, asked.start_ms, asked.end_ms)
     rows = {name: candle_rows(image, *how) if image else [] for name, image in images.items()}

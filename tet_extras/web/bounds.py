@@ -20,6 +20,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from tet_core.errors import LOGGER
+
 CLIENT_SECONDS = 5  # for a request's line and headers; between two requests
 SEND_SECONDS = 30.0  # for an answer; for an event
 MAX_WAITING = 256
@@ -29,7 +31,7 @@ TAKING_BYTES = 16_000_000  # of bodies that are being taken; what several take c
 UNSENT_BYTES = 16_384  # to a client, above which nothing more is written
 COMPLAINT_SECONDS = 60.0  # without a failure, after which the next one is logged again
 RETRY_SECONDS = 1.0  # asyncio's own, after a client could not be accepted
-BURST_SECONDS = 0.5  # in which it tells of one failure many times
+BURST_SECONDS = 0.5  # in which it reports one failure many times
 FULL = PlainTextResponse("too many are being answered\n", 503, {"Retry-After": "1"})
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -97,7 +99,7 @@ class Bounds:
         """Hear from the event loop what went wrong in it."""
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in NO_ROOM or "socket" not in context:
-            logging.getLogger("tet").error(
+            logging.getLogger(LOGGER).error(
                 "internal error", exc_info=error or RuntimeError(context["message"])
             )
         elif (now := time.monotonic()) - self._failed_at > BURST_SECONDS:
@@ -111,7 +113,7 @@ class Bounds:
         if now - self._complained_at >= COMPLAINT_SECONDS:
             remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
             facts = {"error": error.strerror, "remedy": remedy}
-            logging.getLogger("tet").warning("HTTP clients cannot be accepted", extra={"facts": facts})
+            logging.getLogger(LOGGER).warning("HTTP clients cannot be accepted", extra={"facts": facts})
         self._complained_at = now
 
 

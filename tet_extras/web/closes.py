@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from tet_core.errors import StoreError
 from tet_core.pairs import plain_symbol
 
 from .answers import Refused, candle_rows, to_json
@@ -31,15 +32,15 @@ def parse_feeds(text: str, kept: Sequence[str]) -> frozenset[Feed]:
 
 
 class Closes:
-    """Tells what has closed since it was last asked. Called from threads that may wait for Redis.
+    """Says what has closed since it was last asked. Called from threads that may wait for Redis.
 
-    ``told`` has, by feed, what was last looked at, a series or when an evicted one was updated, and where the
+    `_seen` has, by feed, what was last looked at, a series or when an evicted one was updated, and where the
     closed candles ended then.
     """
 
-    def __init__(self, shown: Callable[[], Iterable[Shown]], failed: type[Exception]) -> None:
-        self._shown, self._failed = shown, failed
-        self._told: dict[Feed, tuple[object, int]] = {}
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
+        self._shown = shown
+        self._seen: dict[Feed, tuple[object, int]] = {}
         self._lock = threading.Lock()
 
     def begin(self, feeds: Collection[Feed]) -> None:
@@ -54,7 +55,7 @@ class Closes:
     def since(self, feeds: Collection[Feed]) -> list[tuple[Feed, str]]:
         """What has closed of feeds since they were asked for last: feed and event text, a JSON object."""
         with self._lock:
-            self._told = {feed: told for feed, told in self._told.items() if feed in feeds}
+            self._seen = {feed: seen for feed, seen in self._seen.items() if feed in feeds}
             return list(self._changes(feeds))
 
     def _each(self, feeds: Collection[Feed]) -> Iterator[tuple[Feed, Shown]]:
@@ -66,17 +67,17 @@ class Closes:
 
     def _changes(self, feeds: Collection[Feed]) -> Iterator[tuple[Feed, str]]:
         for feed, shown in self._each(feeds):
-            before, end_ms = self._told.get(feed, ("", -1))  # of one that is new nothing is told
+            before, end_ms = self._seen.get(feed, ("", -1))  # of one that is new nothing is said
             look = weakref.ref(shown.series) if shown.series is not None else shown.updated
             if look is None or look is before or (isinstance(look, str) and look == before):
                 continue
             try:
                 image = shown.candles()
-            except self._failed:
+            except StoreError:
                 continue
             now_ms = image.series.closed_end_ms if image else end_ms
-            self._told[feed] = look, now_ms
-            if 0 <= end_ms < now_ms:
+            self._seen[feed] = look, now_ms
+            if image and 0 <= end_ms < now_ms:
                 rows = candle_rows(image, len(image.series), closed=True, start_ms=end_ms)
                 said = {"symbol": shown.symbol, "timeframe": shown.timeframe, "candles": rows}
                 yield feed, to_json(said).decode()

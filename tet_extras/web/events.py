@@ -18,7 +18,7 @@ ROUTINE = frozenset({"cycle", "settings", "estimate"})
 
 
 class RecentEvents(logging.Handler):
-    """Keeps the last `KEPT` events: all warnings and errors, and what is told at level info and no routine.
+    """Keeps the last `KEPT` events: all warnings and errors, and what is logged at level info and no routine.
 
     Each is the log's own line in its JSON form, so secrets are redacted. What comes again with the same facts
     is one event, with ``times`` and ``last``. Any thread may log and read: the handler's lock guards both.

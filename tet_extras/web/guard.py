@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tet_core.errors import LOGGER
 from tet_extras.addresses import is_loopback
 
 from .answers import HTML, JSON, Refused, header_text, to_json
@@ -61,7 +62,7 @@ class Bots(Protocol):
 class Guard:
     """Lets those through to ``app`` who may ask; ``locked`` is the page that asks a browser for the token.
 
-    ``scope["has_token"]`` tells the application whether the token was given, or none is needed. Paths that
+    ``scope["has_token"]`` says to the application whether the token was given, or none is needed. Paths that
     ``bots`` has are answered by that: they are refused as the exchange does it, other methods than GET are
     for it to refuse, and the token may stand before the path, since bots send no headers.
     """
@@ -96,7 +97,7 @@ class Guard:
         try:
             await self._let_through(scope)(scope, receive, safely)
         except Exception:
-            logging.getLogger("tet").exception("internal error")
+            logging.getLogger(LOGGER).exception("internal error")
             if not has_begun:
                 await PlainTextResponse("internal error; see the log\n", 500)(scope, receive, safely)
 

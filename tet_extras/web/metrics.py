@@ -1,4 +1,4 @@
-"""The metrics that /metrics tells Prometheus: what each is, and from where its value comes."""
+"""The metrics that /metrics gives Prometheus: what each is, and from where its value comes."""
 
 from __future__ import annotations
 
@@ -171,9 +171,9 @@ class Exposition:
         for link, count in vars(status.live.feeds).items() if status.live else ():
             feeds.add_metric([link], count)
         yield feeds
-        if self._sources.ages:
+        if self._sources.showing.settings.metrics_per_symbol:
             text, labels = "Time since the last good update.", ["symbol", "timeframe"]
             ages = GaugeMetricFamily("tet_symbol_data_age_seconds", text, labels=labels)
-            for symbol, timeframe, age in self._sources.ages():
+            for symbol, timeframe, age in self._sources.showing.ages():
                 ages.add_metric([symbol, timeframe], age)
             yield ages

@@ -1,4 +1,4 @@
-"""What /events tells those who follow it: rows of the table that changed, the status, and closed candles."""
+"""What /events sends those who follow it: rows of the table that changed, the status, and closed candles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from .closes import Closes, Feed
 from .pairs import Table
 
-STATUS_SECONDS = 5.0  # so often the status is told in any case: who hears nothing for longer has lost us
+STATUS_SECONDS = 5.0  # so often the status is sent in any case: who hears nothing for longer has lost us
 WAIT_SECONDS = 1.0  # for a write; then it is seen what else has changed
 GATHER_SECONDS = 0.25  # after a write: in a cycle there are many
 MOST_GATHER_SECONDS = 1.0  # where there are so many rows that a look takes long, a tenth of the time at most
@@ -28,7 +28,7 @@ def event(name: str, text: str) -> bytes:
 class News:
     """Tells what changes to all that follow: one task looks, while there is anybody, and gives each the same.
 
-    ``status_now`` gives what of the status is worth telling at once, and all of it as JSON. Any thread may
+    ``status_now`` gives what of the status is worth sending at once, and all of it as JSON. Any thread may
     `wake`; all else is done on the event loop.
     """
 
@@ -78,13 +78,13 @@ class News:
                 self._teller = asyncio.create_task(self._tell())
             await self._has_begun.wait()
             yield event("status", self._status_now()[1].decode())
-            while not self._is_stopping and (told := await follower.get()):
-                yield told
+            while not self._is_stopping and (news := await follower.get()):
+                yield news
         finally:
             self._followers.pop(follower, None)
 
     async def _tell(self) -> None:
-        """Look at what has changed, and tell it, until nobody follows."""
+        """Look at what has changed, and send it, until nobody follows."""
         try:
             version, urgent_before, told_at = 0, "", float("-inf")
             version, _ = await run_in_threadpool(self._table.since, version)
@@ -113,7 +113,7 @@ class News:
             for follower in list(self._followers):
                 self._let_go(follower)
 
-    def _give(self, told: bytes, feed: Feed | None = None) -> None:
+    def _give(self, news: bytes, feed: Feed | None = None) -> None:
         """Give an event to all, or to those who want candles of a feed."""
         for follower, feeds in list(self._followers.items()):
             if feed and feed not in feeds:
@@ -121,7 +121,7 @@ class News:
             if follower.full():
                 self._let_go(follower)
             else:
-                follower.put_nowait(told)
+                follower.put_nowait(news)
 
     def _let_go(self, follower: asyncio.Queue[bytes]) -> None:
         """End one: nothing, in place of an event, does."""

@@ -11,20 +11,18 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-DAY_MS = 86_400_000
+from tet_core.errors import StoreError
+from tet_core.series import Series
+from tet_core.stored import Image
+from tet_core.times import DAY_MS, iso_time
+
 MOST_CANDLES_A_DAY = 1_440  # those of 1s candles are too many to be looked at
 SPARK_POINTS = 60  # at most
 SPARK_HEIGHT = 100
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one for each row
 REFRESH_SECONDS = 0.25  # how often all pairs are looked at, at most, however many people look
-
-
-def iso_time(at_ms: int) -> str:
-    """A time in ms since the epoch as the service writes them: 2024-01-01T12:00:00Z."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def values_of(entry: str) -> tuple[str, ...]:
@@ -87,7 +85,7 @@ class Looked(NamedTuple):
     points: Mapping[tuple[bytes, int], Point]
 
     @classmethod
-    def look(cls, image: Any, mark: tuple[int, ...], seen: Mapping[tuple[bytes, int], Point]) -> Looked:
+    def look(cls, image: Image, mark: tuple[int, ...], seen: Mapping[tuple[bytes, int], Point]) -> Looked:
         """Look at them; at what was ``seen`` before not again."""
         series, start, last = image.series, image.start, image.end - 1
         opens, step_ms = series.opens, series.timeframe.step_ms
@@ -109,7 +107,7 @@ class Looked(NamedTuple):
 
 
 def _points(
-    series: Any, places: Iterable[int], seen: Mapping[tuple[bytes, int], Point]
+    series: Series, places: Iterable[int], seen: Mapping[tuple[bytes, int], Point]
 ) -> tuple[dict[int, Point], dict[tuple[bytes, int], Point]]:
     """What is to be looked at in candles, by their places, and the same of packed ones, to be remembered."""
     points, kept = {}, {}
@@ -127,21 +125,21 @@ def _points(
     return points, kept
 
 
-def _day_of(series: Any, day: int, last: int) -> Extremes | None:
+def _day_of(series: Series, day: int, last: int) -> Extremes | None:
     """The extremes of a day's closed candles, from ``day`` to ``last``, where there are not too many."""
     if not day < last < day + MOST_CANDLES_A_DAY:
         return None
     return Extremes.look(series.joined(day, last).decode())
 
 
-def _spark_places(series: Any, start: int, last: int) -> list[int]:
+def _spark_places(series: Series, start: int, last: int) -> list[int]:
     """Evenly spaced places of the sparkline; the candles there stay the same while the window moves on."""
     stride = max(1, -(-(last - start) // (SPARK_POINTS - 1)))
     first = start + -series.timeframe.number(series.opens[start]) % stride
     return list(range(first, last, stride))
 
 
-def summary(image: Any, before: Looked | None = None, decimals: int = 0) -> tuple[dict[str, Any], Looked]:
+def summary(image: Image, before: Looked | None = None, decimals: int = 0) -> tuple[dict[str, Any], Looked]:
     """What a row says of its candles, and what was looked at; ``image`` is a value of one candle or more.
 
     ``price`` is the newest candle's close, exact. Changes are shares: over the window from its first open,
@@ -194,8 +192,8 @@ class Shown(NamedTuple):
     state: str
     reason: str
     updated: str | None
-    series: Any
-    candles: Callable[[], Any]
+    series: Series | None
+    candles: Callable[[], Image | None]
 
 
 class _Row(NamedTuple):
@@ -209,7 +207,7 @@ class _Row(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """The rows as they were seen last; what was told of them is made once for all who ask for the same."""
+    """The rows as they were seen last; what is said of them is made once for all who ask for the same."""
 
     version: int
     rows: dict[tuple[str, str], _Row]
@@ -226,14 +224,13 @@ class _Seen(NamedTuple):
 class Table:
     """The rows, each as JSON, with a version that grows with each change.
 
-    ``shown`` gives the feeds, their state, and a way to their candles, which raises ``failed`` where these
+    ``shown`` gives the feeds, their state, and a way to their candles, which raises StoreError where these
     cannot be had now. Any thread may ask. One looks at the pairs, under `_looking`, which may take long where
-    candles come from Redis; meanwhile others are told what was seen before, but at first, when there is none.
+    candles come from Redis; meanwhile others get what was seen before, but at first, when there is none.
     """
 
-    def __init__(self, shown: Callable[[], Iterable[Shown]], failed: type[Exception]) -> None:
+    def __init__(self, shown: Callable[[], Iterable[Shown]]) -> None:
         self._shown = shown
-        self._failed = failed
         self._looking = threading.Lock()
         self._looked_at_seconds = float("-inf")  # monotonic
         self._seen = _Seen(0, {}, {})
@@ -272,7 +269,7 @@ class Table:
             try:
                 image, known = feed.candles(), (looked, found["decimals"])
                 found, looked = summary(image, *known) if image else (NOTHING, None)
-            except self._failed:
+            except StoreError:
                 facts = (None, *facts[1:])  # so it is tried again
         own = {name: getattr(feed, name) for name in ("symbol", "timeframe", "state", "reason", "updated")}
         text = ENCODE(own | dict(found))

@@ -28,8 +28,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from tet_core.errors import StoreError
 from tet_core.pairs import plain_symbol
 from tet_core.snapshot import Health, as_json
+from tet_core.stored import Image
 
 from .answers import (
     JSON,
@@ -63,7 +65,7 @@ class Site:
         self._sources = sources
         self._table = table
         self._metrics = metrics
-        self._closes = Closes(sources.shown, sources.failed)
+        self._closes = Closes(sources.showing.feeds)
         self.news = News(table, self.status_now, self._closes)
         self.files = page_files()
         self._making = asyncio.Lock()  # of candles, one answer at a time: each takes some MB meanwhile
@@ -124,7 +126,7 @@ class Site:
             raise Refused(503, "too many follow /events", Retry_After="30")
         if not (text := request.query_params.get("candles", "")):
             return StreamingResponse(self.news.follow(), 200, headers)
-        feeds = parse_feeds(text, self._sources.timeframes())
+        feeds = parse_feeds(text, self._sources.showing.timeframes())
         await run_in_threadpool(self._closes.begin, feeds)
         return StreamingResponse(self.news.follow(feeds), 200, headers)
 
@@ -133,7 +135,7 @@ class Site:
         return Content(JSON, self.status_now()[1]).response(request)
 
     def status_now(self) -> tuple[str, bytes]:
-        """What of the status is worth telling at once, and all as JSON; as old as STATUS_SECONDS at most."""
+        """What of the status is worth sending at once, and all as JSON; as old as STATUS_SECONDS at most."""
         if time.monotonic() - self._status_at_seconds >= STATUS_SECONDS:
             status, health = self._sources.status(), self._sources.health()
             links = status.live.feeds if status.live else None
@@ -157,7 +159,7 @@ class Site:
 
     async def candles(self, request: Request) -> Response:
         """The candles of a pair, made into an answer once for each write."""
-        asked = parse_candles_query(request.query_params.multi_items(), self._sources.timeframes())
+        asked = parse_candles_query(request.query_params.multi_items(), self._sources.showing.timeframes())
         async with self._making:
             return await run_in_threadpool(lambda: self._candles(asked).response(request))
 
@@ -176,13 +178,13 @@ class Site:
             self._keep(asked, *kept)
         return kept[1]
 
-    def _image(self, symbol: str, timeframe: str) -> Any:
+    def _image(self, symbol: str, timeframe: str) -> Image | None:
         """A symbol's stored value. Raises Refused."""
         try:
-            return self._sources.candles_of(symbol, timeframe)
+            return self._sources.showing.candles_of(symbol, timeframe)
         except LookupError:
             raise Refused(404, f"{symbol!r:.60} is not kept here; /api/pairs has what is") from None
-        except self._sources.failed as error:
+        except StoreError as error:
             raise Refused(503, str(error), Retry_After="5") from error
 
     def _keep(self, asked: Asked, made_of: object, content: Content) -> None:

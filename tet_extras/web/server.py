@@ -13,6 +13,7 @@ from functools import partial
 import anyio.to_thread
 import uvicorn
 
+from tet_core.errors import LOGGER, TetError
 from tet_core.listeners import Listener
 from tet_extras.addresses import host_and_port, is_loopback
 from tet_extras.process import claim_port, kept_port
@@ -54,7 +55,7 @@ class WebServer(Listener):
         self._address = address
         self._metrics = Exposition(sources)
         self._bounds = Bounds()
-        site = Site(sources, Table(sources.shown, sources.failed), self._metrics)
+        site = Site(sources, Table(sources.showing.feeds), self._metrics)
         self._news = site.news
         self._news.most = min(self._news.most, max(1, self._bounds.most // 2))
         self._server = uvicorn.Server(
@@ -87,7 +88,7 @@ class WebServer(Listener):
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more, and tell nobody anything more."""
+        """Listen no more, and send nobody anything more."""
         self._server.should_exit = True
         if self._loop:
             with suppress(RuntimeError):  # it has ended
@@ -119,7 +120,7 @@ class WebServer(Listener):
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(self._serve())
         except Exception:
-            logging.getLogger("tet").exception("internal error")
+            logging.getLogger(LOGGER).exception("internal error")
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -136,15 +137,14 @@ def serving(
     address: tuple[str, int],
     token: str | None,
     sources: Sources,
-    failed: type[Exception],
     bots: Bots | None = None,
 ) -> Iterator[WebServer]:
-    """Serve for as long as the block lasts. Raises ``failed`` when the address cannot be bound."""
+    """Serve for as long as the block lasts. Raises TetError when the address cannot be bound."""
     server = WebServer(address, token, sources, bots)
     try:
         server.start()
     except OSError as error:
-        raise failed(f"cannot bind HTTP_ADDR {host_and_port(*address)}: {error.strerror}") from error
+        raise TetError(f"cannot bind HTTP_ADDR {host_and_port(*address)}: {error.strerror}") from error
     try:
         yield server
     finally:

@@ -12,7 +12,7 @@ from tet_core.feeds import Feed
 from tet_core.protocols import Clock
 from tet_core.series import Series
 from tet_core.stored import Image, make_image
-from tet_core.times import SECOND_MS, iso_time
+from tet_core.times import SECOND_MS, Timeframe, iso_time
 from tet_core.watchlist import Watchlist
 
 from .pairs import Shown
@@ -26,8 +26,16 @@ class Settings(Protocol):
         """Seconds."""
 
     @property
+    def timeframe(self) -> tuple[Timeframe, ...]:
+        """All timeframes."""
+
+    @property
     def closed_only(self) -> bool:
         """Whether forming candles are left out."""
+
+    @property
+    def metrics_per_symbol(self) -> bool:
+        """Whether /metrics has each feed's age."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class Showing:
     clock: Clock
     watchlist: Watchlist
     load: Callable[[Feed], Image | None]
+
+    def timeframes(self) -> list[str]:
+        """The timeframes in which pairs are kept."""
+        return [timeframe.name for timeframe in self.settings.timeframe]
 
     def feeds(self) -> Iterator[Shown]:
         """Each feed as the page's table shows it; costs no look at its candles."""
