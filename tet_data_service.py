@@ -658,7 +658,7 @@ def _cautions(config: Config, origins: Mapping[str, str]) -> list[str]:
     if origins["REDIS_ADDR"].startswith("flag") and "@" in config.redis_addr:
         cautions.append("--redis shows its password in the process list; REDIS_PASSWORD is safer")
     if config.redis_addr == EMBEDDED and config.redis_password:
-        cautions.append("REDIS_PASSWORD is not used: the embedded server has none, and listens on loopback alone")
+        cautions.append("REDIS_PASSWORD is not used: the embedded server has none, and is on loopback alone")
     if config.binance_proxy and not config.http_addr:
         cautions.append("BINANCE_PROXY does nothing without HTTP_ADDR, where it serves the exchange's paths")
     if config.update_interval > config.max_data_age:
