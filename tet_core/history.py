@@ -18,6 +18,7 @@ from typing import NamedTuple
 PACK = 64  # candles: larger packs are no smaller for each of them
 LEVEL = 1  # of zlib: higher ones take three times as long for a fifth less
 PLAIN_FRONT = 8  # candles at the front that are plain at least: what leaves next
+PLAIN_END = 16  # at the end: what REST repeats, and what a patch may change
 
 
 class Run(NamedTuple):
@@ -150,7 +151,7 @@ class History:
     def with_more(self, run: Run) -> History:
         """These and others behind them; what is old by then is packed."""
         front, packs, end = self.front, list(self.packs), self.end.with_more(run)
-        while len(end.opens) >= 2 * PACK:
+        while len(end.opens) >= PACK + PLAIN_END:
             packs.append(_pack(end.part(0, PACK)))
             end = end.part(PACK, None)
         while packs and len(front.opens) < PLAIN_FRONT:
