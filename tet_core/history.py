@@ -1,7 +1,7 @@
 """Candles that have a successor: many, and kept small. Old ones are packed, those at both ends are plain.
 
-A window slides: candles come at its end and leave at its front, and all between them stays for days. Level 1
-of zlib makes a fifth of that, in 0.05 ms for a pack, once in as many closes.
+A window slides: candles come at its end and leave at its front, and all between them stays for days. zlib
+makes a fifth of that, in 0.06 ms for a pack, once in as many closes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from operator import attrgetter, is_
 from typing import NamedTuple
 
 PACK = 64  # candles: larger packs are no smaller for each of them
-LEVEL = 1  # of zlib: higher ones take three times as long for a fifth less
+LEVEL = 4  # of zlib: a tenth less than 1 makes, for 0.7 ms more when 2,880 candles are packed
 PLAIN_FRONT = 8  # candles at the front that are plain at least: what leaves next
 PLAIN_END = 16  # at the end: what REST repeats, and what a patch may change
 
