@@ -119,13 +119,16 @@ def goals(
     ratio = writes["whole"].cpu_ms / slide.cpu_ms
     yield f"CPU of a write: {ratio:.1f} times less than whole, {LEAST_RATIO:g} at least", ratio >= LEAST_RATIO
     for mode in dict.fromkeys(mode for mode, _ in minutes):
-        cost, whole = minutes[mode, "slide"], minutes[mode, "whole"]
+        cost = minutes[mode, "slide"]
         for what, size in (("sent", cost.received), ("of the append-only file", cost.aof)):
             words = f"{mode}, a pair's minute {what}: {size / 1000:.2f} kB"
             yield f"{words}, at most {MOST_MINUTE_BYTES / 1000:g}", size <= MOST_MINUTE_BYTES
-        ratio = whole.close_cpu_ms / max(cost.close_cpu_ms, 1e-9)
-        words = f"{mode}, CPU of the service at a close: {ratio:.1f} times less than whole"
-        yield f"{words}, {LEAST_RATIO:g} at least", ratio >= LEAST_RATIO
+    if not minutes:
+        return
+    cost, whole = minutes["live", "slide"], minutes["live", "whole"]  # by polling the requests are in both
+    ratio = whole.close_cpu_ms / max(cost.close_cpu_ms, 1e-9)
+    words = f"live, CPU of the service at a close: {ratio:.1f} times less than whole"
+    yield f"{words}, {LEAST_RATIO:g} at least", ratio >= LEAST_RATIO
 
 
 NOTES = """\

@@ -225,7 +225,7 @@ def table(needs: Sequence[Need]) -> Iterator[str]:
         mode = "live" if need.size.live else "polling"
         slowest = "-" if need.size.live else f"{need.slowest_seconds:.0f}"
         yield (
-            f"{need.size.name:<20} {mode:<7} {need.requests:>8.1f} {slowest:>7} {need.gigabytes:>6.2f} "
+            f"{need.size.name:<20} {mode:<7} {need.requests:>8.1f} {slowest:>7} {need.gigabytes:>6.3f} "
             f"{need.to_redis_mb:>8.3f} {need.addresses:>5} {need.instances:>3} {need.nodes:>7} "
             f"{need.first_limit}"
         )

@@ -120,6 +120,21 @@ def rows_of(entries: str) -> list[list[str]]:
     return [[at, *candle.values()] for at, candle in json.loads(f"{{{text}}}").items()]
 
 
+def differing(old: bytes, new: bytes) -> tuple[int, bytes]:
+    """From where on a text is another one of the same length, and what is otherwise there."""
+    lead = _alike(old, new)
+    return lead, new[lead : len(new) - _alike(old[lead:][::-1], new[lead:][::-1])]
+
+
+def _alike(old: bytes, new: bytes) -> int:
+    """How many bytes two texts begin with that are the same."""
+    low, high = 0, min(len(old), len(new))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if old[low:middle] == new[low:middle] else (low, middle - 1)
+    return low
+
+
 def entry_volume(entry: str) -> float:
     """The volume in a candle's entry, for comparing two states of one forming candle."""
     begin = entry.index(_VOLUME) + len(_VOLUME)

@@ -17,6 +17,7 @@ from tet_core.candles import (
     check_opens,
     check_values,
     decode_json,
+    differing,
     find_rows,
     make_candles,
     newest_of,
@@ -235,10 +236,10 @@ class Patch(NamedTuple):
     """What turns one stored value into another in Redis, at three places, without the candles between them.
 
     From ``leaving_at`` to ``kept_at`` are the candles that leave: blanks take their place. From ``coming_at``
-    to ``coming_end`` is what changed at the end of the candles: ``coming`` takes its place. From
-    ``fields_at`` to the value's end are the fields: ``fields`` takes theirs. ``held`` is what the three hold
-    before. So no length changes; where there are too few blanks for that, the value is laid out anew: what is
-    kept and ``coming`` moves to the front, and ``blanks`` follow it. Else they are -1.
+    to ``coming_end`` is what may have changed at the end of the candles, from ``fields_at`` on are fields;
+    ``held`` is what the three hold before. ``coming`` goes to ``coming_from``, ``fields`` to ``fields_from``:
+    what differs, and no length changes. Where there are too few blanks for that, the value is laid out anew:
+    what is kept and all of ``coming`` moves to the front, then ``blanks`` follow, which are -1 otherwise.
 
     ``image`` is what is stored thereafter. Its candles from the index ``changed`` on are not all as in the
     value before, whose last_update is ``follows_ms``. ``whole`` is that value, where Redis is to compare all
@@ -251,8 +252,10 @@ class Patch(NamedTuple):
     kept_at: int
     coming_at: int
     coming_end: int
+    coming_from: int
     coming: bytes
     fields_at: int
+    fields_from: int
     fields: bytes
     blanks: int
     changed: int
@@ -291,11 +294,12 @@ def _patch(old: Image, new: Image, kept: int, same: int, coming: bytes, prove: b
     leaving = old.series.joined(old.start, kept) + b"," if kept > old.start else b""
     room = len(stale) + old.behind - len(coming)
     filling = len(last) - len(new.fields)
-    fits = room >= 0 and filling >= 0
+    fits, written, otherwise = room >= 0 and filling >= 0, (0, coming), (0, new.end_of_value)
     if fits:
         new = new._replace(before=old.before + len(leaving), behind=room, filling=filling)
-        stale += b" " * (len(coming) - len(stale))
-        coming = coming.ljust(len(stale))
+        stale = stale.ljust(len(coming))
+        written = differing(stale, coming.ljust(len(stale)))
+        otherwise = differing(last, new.end_of_value)
     first = new.start + same
     changed_ms = min(new.series.opens[first] if first < new.end else NEVER_MS, old.recent_ms)
     is_same_second = new.dated_ms // SECOND_MS == old.dated_ms // SECOND_MS
@@ -310,9 +314,11 @@ def _patch(old: Image, new: Image, kept: int, same: int, coming: bytes, prove: b
         old.candles_at + len(leaving),
         coming_at,
         coming_at + len(stale),
-        coming,
+        coming_at + written[0],
+        written[1],
         old.fields_at,
-        new.end_of_value,
+        old.fields_at + otherwise[0],
+        otherwise[1],
         -1 if fits else new.behind,
         max(new.start, new.series.index(changed_ms)),
         old.dated_ms,

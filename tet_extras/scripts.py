@@ -60,34 +60,37 @@ return answer
 PATCH_SCRIPT = """
 -- KEYS: the value's key; then the timestamp's, if both are on one server.
 -- ARGV: 1 SHA-1 of the three places   2 SHA-1 of the whole value, '': that is not asked
---       3, 4 where the candles begin that leave, and those that are kept   5, 6 from where to where candles
---       have changed   7 what takes their place   8 where the fields begin   9 the fields
---       10 how many blanks follow the candles of a value laid out anew, -1: it is written in place
---       11 expiry in ms   12 that of the timestamp   13 channel   14, 15 head and rest of the announcement
+--       3 numbers: from where to where candles leave; from where to where candles may have changed, and from
+--         where on they have; where the fields begin, and from where on they have changed; how many blanks
+--         follow the candles of a value laid out anew, -1: it is written in place; expiry in ms, that of the
+--         timestamp
+--       4 what candles have there   5 what the fields have   6 channel   7, 8 head and rest of what is told
 local key, at = KEYS[1], {}
-for n = 3, 10 do at[n] = tonumber(ARGV[n]) end
+for number in string.gmatch(ARGV[3], '%S+') do table.insert(at, tonumber(number)) end
+local leaving, kept, stale, stale_end, coming, fields, newer, blanks, expiry, stamp_expiry = unpack(at)
 local function part(first, behind) return redis.call('GETRANGE', key, first, behind - 1) end
 for _, each in ipairs(KEYS) do
   local kind = redis.call('TYPE', each).ok
   if kind ~= 'string' and kind ~= 'none' then return {'taken', each, kind} end
   if kind == 'none' and each == key then return {'gone'} end
 end
-if redis.sha1hex(part(at[3], at[4]) .. part(at[5], at[6]) .. part(at[8], 0)) ~= ARGV[1]
+if redis.sha1hex(part(leaving, kept) .. part(stale, stale_end) .. part(fields, 0)) ~= ARGV[1]
   or ARGV[2] ~= '' and redis.sha1hex(redis.call('GET', key)) ~= ARGV[2] then return {'whole'} end
-if at[10] < 0 then
-  if at[4] > at[3] then redis.call('SETRANGE', key, at[3], string.rep(' ', at[4] - at[3])) end
-  redis.call('SETRANGE', key, at[5], ARGV[7])
-  redis.call('SETRANGE', key, at[8], ARGV[9])
-  redis.call('PEXPIRE', key, ARGV[11])
+local last = ARGV[5]
+if blanks < 0 then
+  if kept > leaving then redis.call('SETRANGE', key, leaving, string.rep(' ', kept - leaving)) end
+  if ARGV[4] ~= '' then redis.call('SETRANGE', key, coming, ARGV[4]) end
+  if last ~= '' then redis.call('SETRANGE', key, newer, last) end
+  redis.call('PEXPIRE', key, expiry)
+  last = part(fields, 0)
 else
-  local candles = '{"ohlcv_data":"{' .. part(at[4], at[5]) .. ARGV[7]
-  redis.call('SET', key, candles .. string.rep(' ', at[10]) .. ARGV[9], 'PX', ARGV[11])
+  local candles = '{"ohlcv_data":"{' .. part(kept, stale) .. ARGV[4]
+  redis.call('SET', key, candles .. string.rep(' ', blanks) .. last, 'PX', expiry)
 end
 local answer = {'written'}
 if KEYS[2] then
-  redis.call('SET', KEYS[2], string.match(ARGV[9], '"last_update":"([^"]+)"'), 'PX', ARGV[12])
-  local fields = string.match(ARGV[9], '^",%s*(.*)} *$')
-  local heard = redis.pcall('PUBLISH', ARGV[13], ARGV[14] .. fields .. ARGV[15])
+  redis.call('SET', KEYS[2], string.match(last, '"last_update":"([^"]+)"'), 'PX', stamp_expiry)
+  local heard = redis.pcall('PUBLISH', ARGV[6], ARGV[7] .. string.match(last, '^",%s*(.*)} *$') .. ARGV[8])
   if type(heard) == 'table' and heard.err then table.insert(answer, heard.err) end
 end
 return answer

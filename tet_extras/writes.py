@@ -81,11 +81,13 @@ class Writes:
     def patch(self, pair: Pair, patch: Patch, news: Announcement) -> Write:
         """What changed of a value, and its timestamp."""
         held = (sha1_of(patch.held), sha1_of(patch.whole) if patch.whole else "")
-        places = (patch.leaving_at, patch.kept_at, patch.coming_at, patch.coming_end, patch.coming)
-        fields = (patch.fields_at, patch.fields, patch.blanks)
-        stamp = (self._value_ms, self._stamp_ms, self._keys.updates, news.head, news.rest)
+        numbers = (
+            *(patch.leaving_at, patch.kept_at, patch.coming_at, patch.coming_end, patch.coming_from),
+            *(patch.fields_at, patch.fields_from, patch.blanks, self._value_ms, self._stamp_ms),
+        )
+        texts = (patch.coming, patch.fields, self._keys.updates, news.head, news.rest)
         keys = self._of(pair, patch.image.series.timeframe)
-        return Write(PATCH_SCRIPT, keys, (*held, *places, *fields, *stamp))
+        return Write(PATCH_SCRIPT, keys, (*held, " ".join(map(str, numbers)), *texts))
 
     def stamp(self, pair: Pair, image: Image, news: Announcement, believed: Believed) -> Write:
         """In a cluster, the timestamp of a value that is written."""

@@ -39,9 +39,14 @@ def applied(value, patch):
     kept = value[patch.kept_at : patch.coming_at]
     if patch.blanks >= 0:
         return FRONT + kept + patch.coming + b" " * patch.blanks + patch.fields
-    blanks = value[patch.coming_end : patch.fields_at]
-    front = value[: patch.leaving_at] + b" " * len(leaving)
-    return front + kept + patch.coming + blanks + patch.fields
+    writes = [
+        (patch.leaving_at, b" " * len(leaving)),
+        (patch.coming_from, patch.coming),
+        (patch.fields_from, patch.fields),
+    ]
+    for at, text in writes:
+        value = value[:at] + text + value[at + len(text) :]
+    return value
 
 
 def without_blanks(value):
@@ -95,11 +100,14 @@ FIFTY = dict.fromkeys(range(50), 1)
 
 
 def test_only_what_is_behind_the_last_unchanged_candle_is_patched():
-    """The newest of fifty candles, and the fields."""
-    patch = make_patch(image_of(FIFTY), image_of(FIFTY | {49: 12}, 1))
-    assert patch.coming.startswith(b',\\"2026-01-16T00:15:00Z\\"')
-    assert patch.coming.count(b"open") == 1
+    """The volume of the newest of fifty candles, and a digit of last_update; compared is more."""
+    old = image_of(FIFTY)
+    patch = make_patch(old, image_of(FIFTY | {49: 12}, 1))
     assert patch.leaving_at == patch.kept_at
+    assert patch.held.startswith(b',\\"2026-01-16T00:15:00Z\\"')
+    assert patch.held.count(b"open") == 1
+    assert patch.coming == b'2\\"}}'
+    assert patch.fields == b"8", "of 12:08:30 in place of 12:07:30"
 
 
 @pytest.mark.parametrize("steps", [1, 4, 40])
