@@ -6,9 +6,8 @@
 
 First single writes, by the service's own functions, see `bench/writes.py`. Then the service as a process,
 polling and with LIVE, as it is and altered so that it writes the value whole at each close, as it did before:
-what Redis and its append-only file receive in a minute, and the CPU of the service in the seconds of a close,
-less that of as many quiet ones. A whole run also writes `bench/closes.txt`, and ends with exit code 1 when a
-goal is missed. Needs Linux.
+what Redis and its append-only file receive in a minute. A whole run also writes `bench/closes.txt`, and ends
+with exit code 1 when a goal is missed. Needs Linux.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 import redis
-from common import ROOT, Exchange, Serving, cpu_seconds, serving
+from common import ROOT, Exchange, serving
 from writes import CANDLES, WAYS, Used, Written, keep_all, written
 
 import bench
@@ -35,20 +33,17 @@ WRITES = 150  # of each way: in fewer closes than let a value be laid out anew
 DAYS = 2  # of 1m candles: 2,880, as 30 of 15m
 RATE = 50.0  # requests a second
 MINUTE_MS = 60_000
-CLOSE_SECONDS, QUIET_FROM_SECONDS = 5.0, 30.0  # after a close: its cost is over; nothing but refreshes
 MODES = ("polling", "live")
-LEAST_MS = 0.01  # of a close: less is the noise of a short run
 LAID_ANEW = ROOM_SHARE / CANDLES  # of the closes
 #: To be reached: bytes of a close, of a pair and minute; how many times less CPU than a value written whole.
 MOST_CLOSE_BYTES, MOST_MINUTE_BYTES, LEAST_RATIO = 2_000, 10_000, 3.0
 
 
 class Minute(NamedTuple):
-    """The means of some minutes, each with a close: for each pair, bytes, and CPU of its close."""
+    """The bytes of a minute with a close, for each pair: what Redis receives, and what its file does."""
 
     received: float
     aof: float
-    close_cpu_ms: float
 
 
 def measure(pairs: int, closes: int, mode: str, altered: tuple[str, ...]) -> Minute:
@@ -64,13 +59,12 @@ def measure(pairs: int, closes: int, mode: str, altered: tuple[str, ...]) -> Min
         redis.Redis(port=service.port) as client,
     ):
         keep_all(client)
-        found = list(_minutes(service, exchange, client, closes))
+        found = list(_minutes(exchange, client, closes))
     return Minute(*(statistics.median(each) / pairs for each in zip(*found, strict=True)))
 
 
-def _minutes(service: Serving, exchange: Exchange, client: redis.Redis, closes: int) -> Iterator[Minute]:
-    """The cost of each minute from one close to just before the next one, of all pairs; not of the first."""
-    pid = service.process.pid
+def _minutes(exchange: Exchange, client: redis.Redis, closes: int) -> Iterator[Minute]:
+    """What each minute costs from one close to just before the next one, of all pairs; not the first."""
 
     def until(at_ms: float) -> None:
         time.sleep(max(0.0, (at_ms - exchange.ahead_ms) / 1000 - time.time()))
@@ -80,15 +74,10 @@ def _minutes(service: Serving, exchange: Exchange, client: redis.Redis, closes: 
     until(close_ms - 500)
     before = Used.by(client)
     for _ in range(closes):
-        cpu = [cpu_seconds(pid)]
-        for seconds in (CLOSE_SECONDS, QUIET_FROM_SECONDS, QUIET_FROM_SECONDS + CLOSE_SECONDS):
-            until(close_ms + seconds * 1000 - 500)
-            cpu.append(cpu_seconds(pid))
         close_ms += MINUTE_MS
         until(close_ms - 500)
         after = Used.by(client)
-        in_close, _, in_quiet = (later - earlier for earlier, later in pairwise(cpu))
-        yield Minute(after.received - before.received, after.aof - before.aof, (in_close - in_quiet) * 1000)
+        yield Minute(after.received - before.received, after.aof - before.aof)
         before = after
 
 
@@ -104,10 +93,10 @@ def write_lines(found: Mapping[str, Written]) -> Iterator[str]:
 
 def minute_lines(found: Mapping[tuple[str, str], Minute]) -> Iterator[str]:
     """The table of minutes."""
-    yield f"{'a pair, a minute':<24}{'close CPU ms':>14}{'kB sent':>10}{'kB of AOF':>11}"
+    yield f"{'a pair, a minute':<43}{'kB sent':>10}{'kB of AOF':>11}"
     for (mode, way), cost in found.items():
         sent, aof = cost.received / 1000, cost.aof / 1000
-        yield f"{mode + ', ' + way:<24}{cost.close_cpu_ms:>14.3f}{sent:>10.2f}{aof:>11.2f}"
+        yield f"{mode + ', ' + way:<43}{sent:>10.2f}{aof:>11.2f}"
 
 
 def goals(
@@ -124,12 +113,6 @@ def goals(
         for what, size in (("sent", cost.received), ("of the append-only file", cost.aof)):
             words = f"{mode}, a pair's minute {what}: {size / 1000:.2f} kB"
             yield f"{words}, at most {MOST_MINUTE_BYTES / 1000:g}", size <= MOST_MINUTE_BYTES
-    if not minutes:
-        return
-    cost, whole = minutes["live", "slide"], minutes["live", "whole"]  # by polling the requests are in both
-    ratio = whole.close_cpu_ms / max(cost.close_cpu_ms, LEAST_MS)
-    words = f"live, CPU of the service at a close: {ratio:.1f} times less than whole"
-    yield f"{words}, {LEAST_RATIO:g} at least", ratio >= LEAST_RATIO
 
 
 NOTES = """\
@@ -139,9 +122,7 @@ lays the value out anew, by itself; its append-only file and its replicas have t
 {laid:.1f} kB more for a close in the mean, and not in the table.
 
 Minutes are medians of {closes}, of {pairs} pairs of 1m candles: all that Redis receives, the status too,
-divided among the pairs; with LIVE a forming candle is written every 5 s. Close CPU is the service's, from
-0.5 s before a close on, for {seconds:g} s, less that of as many quiet seconds; by polling the requests are in
-it.
+divided among the pairs; with LIVE a forming candle is written every 5 s.
 """
 
 
@@ -162,7 +143,7 @@ def main() -> int:
             minutes[mode, way] = measure(pairs, closes, mode, altered)
     reached = list(goals(writes, minutes))
     laid = writes["whole"].aof_bytes * LAID_ANEW / 1000
-    notes = NOTES.format(candles=CANDLES, laid=laid, closes=closes, pairs=pairs, seconds=CLOSE_SECONDS)
+    notes = NOTES.format(candles=CANDLES, laid=laid, closes=closes, pairs=pairs)
     lines = ["What a close costs: the window slides in the value, or the value is written whole", ""]
     lines += [f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}", ""]
     lines += [*write_lines(writes), "", *minute_lines(minutes), ""]

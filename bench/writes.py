@@ -62,8 +62,10 @@ def series_of(candles: int) -> tet.Series:
     timeframe = tet.TIMEFRAMES["15m"]
     last = timeframe.floor(int(time.time() * 1000))
     opens = list(timeframe.opens(timeframe.shift(last, 1 - candles), last))
-    columns = [["108150.12"] * candles] * 4 + [["123.45678"] * candles]
-    return tet.Series(timeframe).merge(make_candles(opens, map(tet.iso_time, opens), columns), False, candles)
+    prices = [f"{108_000 + number * 7919 % 900}.{number * 31 % 90 + 10}" for number in range(candles)]
+    volumes = [f"{number * 997 % 300}.{number * 7907 % 90_000 + 10_000}" for number in range(candles)]
+    found = make_candles(opens, map(tet.iso_time, opens), [prices] * 4 + [volumes])
+    return tet.Series(timeframe).merge(found, False, candles)
 
 
 def states(way: str, times: int) -> Iterator[tuple[tet.Series, int]]:

@@ -68,8 +68,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Leave a note whether the run was whole: make does not hand on pytest's exit code."""
-    if not hasattr(session.config, "workerinput"):
-        session.config.cache.set(EXIT_FILE, int(exitstatus))
+    cache = None if hasattr(session.config, "workerinput") else getattr(session.config, "cache", None)
+    if cache is not None:
+        cache.set(EXIT_FILE, int(exitstatus))
 
 
 @pytest.hookimpl(optionalhook=True)
