@@ -50,7 +50,11 @@ test-cluster: $(READY) ## Run the long tests of several instances (6 minutes)
 
 windows: $(READY) ## Build the Windows binary under Wine and test it (ALL=1)
 	$(BIN)/python deploy/windows/wine.py build
-	$(BIN)/python -m pytest --numprocesses=2 -m 'windows$(if $(ALL),, and not long)' tests/project/test_windows.py; \
+	$(MAKE) windows-test
+
+windows-test: $(READY) ## Test the Windows binary that make windows has built
+	$(BIN)/python -m pytest --numprocesses=2 -m 'windows$(if $(ALL),, and not long)' \
+		-o cache_dir=.pytest_cache/windows tests/project/test_windows.py; \
 		code=$$?; $(BIN)/python deploy/windows/wine.py stop; exit $$code
 
 check: $(READY) ## Lint, check the format and the types
@@ -127,7 +131,7 @@ clean: ## Remove what was made
 	rm -rf $(VENV) .venv-run build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help dev-setup build packages run run-dev demo test test-again test-cluster windows check
+.PHONY: help dev-setup build packages run run-dev demo test test-again test-cluster windows windows-test check
 .PHONY: soak soak-reader soak-bots bench bench-freshness bench-live bench-browser bench-closes bench-memory
 .PHONY: bench-page bench-proxy bench-patches bench-reader bench-scaling health
 .PHONY: docker-build container-test docker-run docker-stop docker-logs clean

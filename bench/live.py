@@ -38,7 +38,7 @@ CANDLES = 2880
 STEADY_SECONDS = 60.0
 INTERVAL_SECONDS = 30  # so that the stretch has two updates by polling
 #: That a first fill may take, and then some.
-FILL_SECONDS = {5: 4, 25: 15, 100: 20, 500: 60, 1000: 150, 3000: 240}
+FILL_SECONDS = {5: 4, 25: 15, 100: 20, 500: 60, 1000: 150, 3000: 330}
 AFTER_CLOSE_SECONDS = 75.0  # that the last closed candle may take
 WAYS = ("polling", "live")
 RATE = 50.0  # requests per second: the limit of weight, not that of a small machine

@@ -31,12 +31,11 @@ PAIRS = ("BTC/USDT", "ETH/USDT", "DOGE/USDT")
 
 
 #: Files whose tests share what is dear, a build, a browser, a cluster: a worker has all of them, one by one.
-TOGETHER = {"test_build": "build", "test_page": "page", "test_page_states": "page"}
-TOGETHER |= {"test_servers": "fleet", "test_cluster": "fleet"}
+TOGETHER = {"test_build", "test_page", "test_page_states", "test_servers", "test_cluster"}
 #: What takes longest comes first, so that no worker is left with it in the end.
 LONGEST = (
-    "build page fleet test_targets test_readme test_live test_members test_output test_embedded "
-    "test_freshness test_instances test_terminal test_faults test_odd_rows"
+    "test_build test_page test_servers test_cluster test_page_states test_targets test_live test_members "
+    "test_readme test_output test_embedded test_freshness test_instances test_terminal test_faults test_odd_rows"
 ).split()
 
 
@@ -49,14 +48,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return TOGETHER.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+            name = Path(nodeid.partition("::")[0]).stem
+            return name if name in TOGETHER else nodeid
 
     return Scheduler(config, log)
 
 
 def _place(item: pytest.Item) -> int:
     """Where among the longest a test's file is."""
-    name = TOGETHER.get(item.path.stem, item.path.stem)
+    name = item.path.stem
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
@@ -75,8 +75,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers for each core, with ``--numprocesses=auto``: most tests wait for seconds to pass."""
-    return 2 * (os.cpu_count() or 1)
+    """Three workers for each core, with ``--numprocesses=auto``: most tests wait for seconds to pass."""
+    return 3 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def run_ci(tmp_path):
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     shutil.copy(ROOT / "tests" / "failed.py", tmp_path / "tests" / "failed.py")
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
-    for name in ("chromium", "apt-get"):  # nothing is to be installed
+    for name in ("chromium", "wine", "apt-get"):  # nothing is to be installed
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / "Makefile").write_text(MAKEFILE.format(python=sys.executable))
