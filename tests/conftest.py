@@ -35,7 +35,8 @@ TOGETHER = {"test_build", "test_page", "test_page_states", "test_servers", "test
 #: What takes longest comes first, so that no worker is left with it in the end.
 LONGEST = (
     "test_build test_page test_servers test_cluster test_page_states test_targets test_live test_members "
-    "test_readme test_output test_embedded test_freshness test_instances test_terminal test_faults test_odd_rows"
+    "test_readme test_output test_embedded test_freshness test_instances test_terminal test_faults "
+    "test_odd_rows"
 ).split()
 
 
