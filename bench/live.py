@@ -1,6 +1,6 @@
 """From a candle's close to another process's eyes, by polling and with LIVE. Started by `make bench-live`.
 
-    python bench/live.py                  # 25, 100, 500 and 3000 pairs, both ways; about 25 minutes
+    python bench/live.py                  # 25 to 3000 pairs, both ways; about 45 minutes
     python bench/live.py --pairs 25       # with so many pairs alone; a few minutes
 
 For each number of pairs and each way: the simulated exchange, a Valkey server, the service with 30 days of
@@ -33,7 +33,7 @@ from tet_extras.messages import parse_kline
 from tet_extras.simulated_binance import INTERVALS, Market
 from tet_extras.simulated_streams import kline_event
 
-SIZES = (25, 100, 500, 3000)
+SIZES = (25, 100, 500, 1000, 3000)
 CANDLES = 2880
 STEADY_SECONDS = 60.0
 INTERVAL_SECONDS = 30  # so that the stretch has two updates by polling
